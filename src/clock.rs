@@ -1,0 +1,104 @@
+//! The one way to learn what time it is.
+//!
+//! `app` makes the handle and lends it to whatever does I/O; everything that is pure takes `now` as
+//! an argument instead. A clock moved by hand makes a test say "five seconds later" and mean it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+
+/// Tells wall-clock time and wakes sleepers; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Clock(Source);
+
+#[derive(Clone, Debug)]
+enum Source {
+    System,
+    ByHand(Arc<watch::Sender<Timestamp>>),
+}
+
+impl Clock {
+    /// The machine's clock.
+    #[must_use]
+    pub const fn system() -> Self {
+        Self(Source::System)
+    }
+
+    /// A clock that stands at `start` until [`Clock::set`] or [`Clock::advance`] moves it.
+    #[must_use]
+    pub fn by_hand(start: Timestamp) -> Self {
+        Self(Source::ByHand(Arc::new(watch::Sender::new(start))))
+    }
+
+    /// The present moment, in UTC with nanoseconds as far as the machine knows them.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        match &self.0 {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "the one place that reads the clock"
+            )]
+            Source::System => Timestamp::now(),
+            Source::ByHand(time) => *time.borrow(),
+        }
+    }
+
+    /// Sets a clock that is moved by hand; the machine's clock is left alone.
+    pub fn set(&self, to: Timestamp) {
+        if let Source::ByHand(time) = &self.0 {
+            time.send_replace(to);
+        }
+    }
+
+    /// Moves a clock that is moved by hand; the machine's clock is left alone.
+    pub fn advance(&self, by: Duration) {
+        if let Source::ByHand(time) = &self.0 {
+            time.send_modify(|now| *now = later(*now, by));
+        }
+    }
+
+    /// Returns at `deadline` or soon after. A wall clock that jumps is noticed within a second, so
+    /// a step back never makes anybody oversleep by more than that.
+    pub async fn sleep_until(&self, deadline: Timestamp) {
+        match &self.0 {
+            Source::System => loop {
+                let left = deadline.duration_since(self.now());
+                let Ok(left) = Duration::try_from(left) else {
+                    return;
+                };
+                if left.is_zero() {
+                    return;
+                }
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "the one place that waits for the clock"
+                )]
+                tokio::time::sleep(left.min(Duration::from_secs(1))).await;
+            },
+            Source::ByHand(time) => {
+                // Waiting fails only when the sender is gone, and `self` holds it.
+                let _ = time.subscribe().wait_for(|now| *now >= deadline).await;
+            }
+        }
+    }
+}
+
+/// `at` + `by`, held at the end of representable time instead of overflowing.
+#[must_use]
+pub fn later(at: Timestamp, by: Duration) -> Timestamp {
+    at.checked_add(by).unwrap_or(Timestamp::MAX)
+}
+
+/// `at` − `by`, held at the beginning of representable time instead of overflowing.
+#[must_use]
+pub fn earlier(at: Timestamp, by: Duration) -> Timestamp {
+    at.checked_sub(by).unwrap_or(Timestamp::MIN)
+}
+
+/// How long after `from` the moment `to` lies; zero when it lies before.
+#[must_use]
+pub fn since(from: Timestamp, to: Timestamp) -> Duration {
+    Duration::try_from(to.duration_since(from)).unwrap_or(Duration::ZERO)
+}

@@ -1,0 +1,23 @@
+//! Runbell: an Amazon SNS HTTP/S subscriber for AWS Systems Manager Run Command.
+//!
+//! Two streets and a database between them. RECEIVE: [`web::hook`] hands bytes to [`receive`], which
+//! verifies them ([`sns`]), reads them ([`event`]), asks what they owe ([`route`]) and has the store
+//! keep both ([`store`]). DELIVER: [`deliver`] leases what may go, in order ([`order`]), renders it
+//! ([`render`]), has a sink send it ([`sink`]), and settles what came of it ([`retry`]).
+//!
+//! A file imports only from lower floors; floors from the ground up: [`clock`], [`units`],
+//! [`metrics`] · [`delivery`], [`event`], [`retry`], [`sns`] · [`render`], [`store`], [`order`],
+//! [`route`] · [`sink`], [`receive`] · [`web`], [`deliver`] · [`config`] · [`app`] · [`cli`].
+
+pub mod clock;
+pub mod delivery;
+pub mod event;
+pub mod receive;
+pub mod render;
+pub mod retry;
+pub mod route;
+pub mod sink;
+pub mod sns;
+pub mod store;
+pub mod units;
+pub mod web;

@@ -1,0 +1,50 @@
+//! Where notices go: the contract of a sink, and one file per kind.
+
+use async_trait::async_trait;
+
+use crate::render::Notice;
+use crate::retry::Verdict;
+
+/// How a sink wants its notices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// How many notices one `send` takes at most.
+    pub per_send: usize,
+    /// How many `send`s may be under way at once, of different lanes.
+    pub at_once: usize,
+}
+
+/// A configured destination.
+#[async_trait]
+pub trait Sink: Send + Sync + 'static {
+    /// How it wants its notices.
+    fn capacity(&self) -> Capacity;
+
+    /// Sends notices in the order given. Answers one verdict for each; after the first that is not
+    /// [`Verdict::Sent`] the rest of the same lane must not have been sent.
+    async fn send(&self, notices: &[Notice]) -> Vec<Verdict>;
+
+    /// Lets go of what it holds open, so that it is opened anew: a log file that was rotated.
+    async fn reopen(&self) {}
+}
+
+/// A checked sink: its name and the settings of its kind.
+#[derive(Clone, Debug)]
+pub struct Configured {
+    /// Its name, unique among sinks.
+    pub name: String,
+    /// What it is.
+    pub kind: Kind,
+}
+
+/// The kinds of sink there are.
+#[derive(Clone, Debug)]
+pub enum Kind {
+    /// Lines in a file.
+    File(file::Settings),
+    /// Lines on standard output.
+    Stdout(stdout::Settings),
+}
+
+pub mod file;
+pub mod stdout;

@@ -1,0 +1,434 @@
+//! What is kept, and the contract of keeping it.
+//!
+//! **Deliveries are at-least-once; the lease only saves duplicate work.** Everything else here
+//! serves the promise that what was appended reaches its sinks or becomes a dead letter: `append`
+//! returns after the commit, `lease` hands out the prefix of a lane that may go, `settle` moves
+//! what was done out of the way, and `sweep` repairs what a fault left behind.
+//!
+//! The store knows no sink and no network. Both engines pass one contract suite.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+
+use crate::delivery::{Marks, Outcome, Owed, SortKey};
+use crate::event::Event;
+
+pub mod sqlite;
+
+/// Number of a stored event; grows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EventId(pub i64);
+
+/// Number of a lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LaneId(pub i64);
+
+/// One event with what is owed for it, to be kept in one transaction.
+#[derive(Clone, Debug)]
+pub struct Append {
+    /// What happened.
+    pub event: Event,
+    /// To whom it is owed; empty when no route matches.
+    pub owed: Vec<Owed>,
+    /// When it arrived here.
+    pub received_at: Timestamp,
+}
+
+/// What `append` did. The transaction has committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Appended {
+    /// It is new.
+    Stored {
+        /// Its number.
+        id: EventId,
+        /// The earlier event that told the same step.
+        repeat_of: Option<EventId>,
+        /// For each sink owed: the earliest moment one of its lanes has something to do.
+        due: Vec<(String, Timestamp)>,
+    },
+    /// This very notification is stored already; nothing was changed.
+    Known {
+        /// Its number.
+        id: EventId,
+    },
+}
+
+/// Deliveries that are ours for now, in order. Made by `lease`, consumed by `settle`.
+#[derive(Debug)]
+pub struct Lane {
+    /// Its number.
+    pub id: LaneId,
+    /// The route that owes.
+    pub route: String,
+    /// The sink it is owed to.
+    pub sink: String,
+    /// Fences an older lease of the same lane.
+    pub epoch: i64,
+    /// The former lease was never settled: what it held may have been sent.
+    pub abandoned: bool,
+    /// The greatest key that was sent from this lane.
+    pub high: Option<SortKey>,
+    /// What may go, in ascending order of `key`.
+    pub waiting: Vec<Waiting>,
+    /// Whether more of this lane may go than was handed out.
+    pub more: bool,
+}
+
+/// A delivery of a leased lane.
+#[derive(Clone, Debug)]
+pub struct Waiting {
+    /// Number of its event.
+    pub event_id: EventId,
+    /// The event.
+    pub event: Event,
+    /// When that arrived.
+    pub received_at: Timestamp,
+    /// Its place in the lane.
+    pub key: SortKey,
+    /// The earlier event that told the same step.
+    pub repeat_of: Option<EventId>,
+    /// Another terminal status of the same thing is stored.
+    pub conflict: bool,
+    /// This lane sent the terminal status of the same command and instance; asked for only where
+    /// the event is an `InProgress`.
+    pub terminal_sent: bool,
+    /// It was sent again by hand from the dead letters.
+    pub resent: bool,
+    /// It does not block its lane.
+    pub parked: bool,
+    /// Attempts so far.
+    pub tries: u32,
+    /// When the first failure of notice scope was.
+    pub failing_since: Option<Timestamp>,
+    /// What part of it arrived, in the sink's own words.
+    pub progress: Option<String>,
+}
+
+/// What `lease` found.
+#[derive(Debug, Default)]
+pub struct Leased {
+    /// Lanes that are ours until settled.
+    pub lanes: Vec<Lane>,
+    /// When the next lane of this sink is due, as far as is known now.
+    pub next_due: Option<Timestamp>,
+}
+
+/// What became of a leased lane. The epoch goes back with it.
+#[derive(Clone, Debug)]
+pub struct Settlement {
+    /// The lane.
+    pub lane: LaneId,
+    /// The lease it was taken under.
+    pub epoch: i64,
+    /// What became of each delivery that was tried or decided; the others wait on.
+    pub results: Vec<Settled>,
+    /// Nothing of the lane goes before this moment.
+    pub not_before: Option<Timestamp>,
+}
+
+/// What became of one delivery.
+#[derive(Clone, Debug)]
+pub struct Settled {
+    /// Its event.
+    pub event: EventId,
+    /// Its place in the lane.
+    pub key: SortKey,
+    /// What happened.
+    pub outcome: Outcome,
+    /// When.
+    pub at: Timestamp,
+    /// With which marks it went.
+    pub marks: Marks,
+    /// What the sink answered, trimmed.
+    pub answer: Option<String>,
+    /// When a parked delivery is tried again.
+    pub again_at: Option<Timestamp>,
+    /// When the first failure of notice scope was, if it waits on.
+    pub failing_since: Option<Timestamp>,
+    /// What part of it arrived, if it waits on.
+    pub progress: Option<String>,
+}
+
+/// Why the store could not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The queue before the writer is full; try again soon.
+    #[error("the store is busier than it can take")]
+    Busy,
+    /// There is no room on the disk.
+    #[error("the disk is full")]
+    Full(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The database cannot be reached or has stopped.
+    #[error("the store is not there")]
+    Gone(#[source] Option<Box<dyn std::error::Error + Send + Sync>>),
+    /// The file is not a store of ours, or is damaged.
+    #[error("the store cannot be used")]
+    Unusable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Anything else the database said.
+    #[error("the database refused")]
+    Database(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Where the store lies and how long it keeps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// What keeps it.
+    pub engine: Engine,
+    /// How long events are kept after nothing waits for them any more.
+    pub retention: Duration,
+}
+
+/// What keeps a store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// One SQLite file.
+    Sqlite(PathBuf),
+}
+
+/// Which events to list; newest first.
+#[derive(Clone, Debug, Default)]
+pub struct EventQuery {
+    /// Of this command only.
+    pub command: Option<String>,
+    /// Of this instance only.
+    pub instance: Option<String>,
+    /// Of this topic only.
+    pub topic: Option<String>,
+    /// Older than this event only; for paging.
+    pub before: Option<EventId>,
+    /// At most so many.
+    pub limit: usize,
+}
+
+/// An event as it is kept.
+#[derive(Clone, Debug)]
+pub struct StoredEvent {
+    /// Its number.
+    pub id: EventId,
+    /// The event.
+    pub event: Event,
+    /// When it arrived.
+    pub received_at: Timestamp,
+    /// The earlier event that told the same step.
+    pub repeat_of: Option<EventId>,
+}
+
+/// What is owed for an event to one sink, and what came of it so far.
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    /// The route that owes it.
+    pub route: String,
+    /// The sink it is owed to.
+    pub sink: String,
+    /// When it may go, while it waits.
+    pub waits_until: Option<Timestamp>,
+    /// It is among the dead letters.
+    pub dead: bool,
+    /// What came of it, oldest first.
+    pub outcomes: Vec<PastOutcome>,
+}
+
+/// One line of a delivery's history.
+#[derive(Clone, Debug)]
+pub struct PastOutcome {
+    /// When.
+    pub at: Timestamp,
+    /// What happened.
+    pub outcome: Outcome,
+    /// With which marks it went.
+    pub marks: Marks,
+    /// What the sink answered.
+    pub answer: Option<String>,
+}
+
+/// A delivery that was given up.
+#[derive(Clone, Debug)]
+pub struct DeadLetter {
+    /// Its number; grows.
+    pub id: i64,
+    /// The event, with its number.
+    pub event: StoredEvent,
+    /// The route that owed it.
+    pub route: String,
+    /// The sink that did not take it.
+    pub sink: String,
+    /// When it was given up.
+    pub died_at: Timestamp,
+    /// After how many tries.
+    pub tries: u32,
+    /// What the sink said last.
+    pub answer: Option<String>,
+}
+
+/// Which dead letters are meant.
+#[derive(Clone, Debug)]
+pub enum DeadSelection {
+    /// All of them.
+    All,
+    /// Those of one sink.
+    Sink(String),
+    /// These.
+    Ids(Vec<i64>),
+}
+
+/// A subscription that asked to be confirmed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subscription {
+    /// Its number.
+    pub id: i64,
+    /// ARN of the topic.
+    pub topic: String,
+    /// The token to confirm it with; never shown.
+    pub token: String,
+    /// When it asked.
+    pub asked_at: Timestamp,
+    /// When it was confirmed, if it was.
+    pub confirmed_at: Option<Timestamp>,
+}
+
+/// A certificate that SNS signed with, as it was fetched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificate {
+    /// Where it was fetched.
+    pub url: String,
+    /// The certificate, PEM.
+    pub pem: Vec<u8>,
+    /// When it was fetched.
+    pub fetched_at: Timestamp,
+}
+
+/// How much waits for a sink.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backlog {
+    /// Its name.
+    pub sink: String,
+    /// Deliveries that wait.
+    pub waiting: u64,
+    /// When the oldest of them arrived.
+    pub oldest: Option<Timestamp>,
+    /// Deliveries among the dead letters.
+    pub dead: u64,
+    /// Until when it rests.
+    pub rests_until: Option<Timestamp>,
+}
+
+/// How many deliveries of a sink went which way, ever since the store began.
+/// Conservation: owed = sent + muted + redundant + dropped + dead + waiting.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Its name.
+    pub sink: String,
+    /// Owed at append.
+    pub owed: u64,
+    /// Reached the sink.
+    pub sent: u64,
+    /// Covered by a silence.
+    pub muted: u64,
+    /// Told nothing new.
+    pub redundant: u64,
+    /// Let go.
+    pub dropped: u64,
+    /// Among the dead letters now.
+    pub dead: u64,
+    /// Waiting now.
+    pub waiting: u64,
+}
+
+/// What the store remembers of the process that used it last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Opened {
+    /// When it was last alive; `None` for a new store.
+    pub last_alive: Option<Timestamp>,
+    /// Lanes whose lease was never settled.
+    pub abandoned: u64,
+}
+
+/// Keeps events and what is owed for them.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Keeps one event with everything owed for it; returns after the commit. Calls that wait at
+    /// the same time share one transaction.
+    async fn append(&self, append: Append) -> Result<Appended, StoreError>;
+
+    /// Whether this very notification is stored, by what was signed together.
+    async fn known(
+        &self,
+        topic: &str,
+        sent_at: Timestamp,
+        message_id: &str,
+    ) -> Result<Option<EventId>, StoreError>;
+
+    /// Takes the due lanes of one sink, each with the prefix that may go at `now`; at most `limit`
+    /// deliveries in all. A sink that rests is not leased.
+    async fn lease(&self, sink: &str, now: Timestamp, limit: usize) -> Result<Leased, StoreError>;
+
+    /// Records what became of leased lanes and gives them back. An old epoch may only record what
+    /// was sent.
+    async fn settle(&self, settlements: Vec<Settlement>) -> Result<(), StoreError>;
+
+    /// Repairs lanes that wait without being due, and says how many there were.
+    async fn sweep(&self, now: Timestamp) -> Result<u64, StoreError>;
+
+    /// Forgets events older than `keep` for which nothing waits, in small steps; says whether
+    /// there is more to do.
+    async fn prune(&self, now: Timestamp, keep: Duration) -> Result<bool, StoreError>;
+
+    /// Events, newest first.
+    async fn events(&self, query: EventQuery) -> Result<Vec<StoredEvent>, StoreError>;
+
+    /// One event and what came of everything owed for it.
+    async fn event(&self, id: EventId) -> Result<Option<(StoredEvent, Vec<Delivery>)>, StoreError>;
+
+    /// Dead letters, newest first; at most `limit`.
+    async fn dead(
+        &self,
+        selection: DeadSelection,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, StoreError>;
+
+    /// Puts dead letters back to wait, marked resent, for their own sink or for `to`; says how many.
+    async fn retry_dead(
+        &self,
+        selection: DeadSelection,
+        to: Option<String>,
+        now: Timestamp,
+    ) -> Result<u64, StoreError>;
+
+    /// Lets dead letters go; says how many.
+    async fn drop_dead(&self, selection: DeadSelection, now: Timestamp) -> Result<u64, StoreError>;
+
+    /// Lets a sink rest until `until`: it is not leased before. `None` ends a rest.
+    async fn rest(&self, sink: &str, until: Option<Timestamp>) -> Result<(), StoreError>;
+
+    /// Remembers a subscription that asked; the same topic and token only once.
+    async fn put_subscription(
+        &self,
+        topic: &str,
+        token: &str,
+        at: Timestamp,
+    ) -> Result<i64, StoreError>;
+
+    /// Remembers that a subscription was confirmed.
+    async fn subscription_confirmed(&self, id: i64, at: Timestamp) -> Result<(), StoreError>;
+
+    /// Subscriptions that asked, newest first.
+    async fn subscriptions(&self) -> Result<Vec<Subscription>, StoreError>;
+
+    /// Keeps a certificate, in place of an older one of the same URL.
+    async fn put_certificate(&self, certificate: Certificate) -> Result<(), StoreError>;
+
+    /// The certificates kept.
+    async fn certificates(&self) -> Result<Vec<Certificate>, StoreError>;
+
+    /// How much waits, for each sink that has anything waiting or dead, or rests.
+    async fn backlog(&self) -> Result<Vec<Backlog>, StoreError>;
+
+    /// The books, for each sink.
+    async fn tally(&self) -> Result<Vec<Tally>, StoreError>;
+
+    /// Says that this process lives; written every few seconds.
+    async fn beat(&self, now: Timestamp) -> Result<(), StoreError>;
+}
