@@ -12,6 +12,7 @@
 pub mod clock;
 pub mod delivery;
 pub mod event;
+pub mod order;
 pub mod receive;
 pub mod render;
 pub mod retry;
@@ -20,4 +21,5 @@ pub mod sink;
 pub mod sns;
 pub mod store;
 pub mod units;
+pub mod wake;
 pub mod web;

@@ -1,12 +1,78 @@
 //! The receive street: bytes in, an answer out, and in between everything that makes the answer
-//! true. `web::hook` calls it for each request; it waits for no sink.
+//! true.
+//!
+//! `web::hook` calls it for each request. A notification is verified, read, asked what it owes and
+//! kept with that in one transaction; only then is it answered with 200. It waits for no sink. What
+//! was refused for an allowed topic stays in a bounded ring, to be judged again.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use crate::sns;
+use arc_swap::ArcSwap;
+use jiff::Timestamp;
+
+use crate::clock::{Clock, later, since};
+use crate::delivery::{clamped_nanos, from_nanos};
+use crate::event::{EnvelopeKind, Event, Source};
+use crate::health::Readiness;
+use crate::metrics::Metrics;
+use crate::route::Routes;
+use crate::sns::verify::{Freshness, freshness};
+use crate::sns::{self, Answer, MessageType, Refusal, TopicArn, TopicSettings, Verified, Verifier, confirm};
+use crate::store::{Append, Appended, Certificate, Store, StoreError, Subscription};
+use crate::wake::Wake;
+
+mod refused;
+
+pub use refused::{Refused, Ring};
+
+/// How long after an intake gap the least hold applies: SNS retries what failed 20 s later.
+const GAP_LASTS: Duration = Duration::from_secs(60);
 
 /// Takes what SNS posts.
-pub struct Receiver {}
+pub struct Receiver {
+    verifier: Verifier,
+    topics: HashMap<String, TopicSettings>,
+    http: confirm::Http,
+    store: Arc<dyn Store>,
+    routes: Arc<ArcSwap<Routes>>,
+    wakes: HashMap<String, Wake>,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+    readiness: Readiness,
+    refused: Mutex<Ring>,
+    in_trouble: AtomicBool,
+    gap: Gap,
+}
+
+/// What a receiver is made of.
+pub struct Parts {
+    /// Judges envelopes.
+    pub verifier: Verifier,
+    /// The topics allowed.
+    pub topics: Vec<TopicSettings>,
+    /// Makes the call that confirms a subscription.
+    pub http: confirm::Http,
+    /// Keeps what is proved.
+    pub store: Arc<dyn Store>,
+    /// Says what an event owes.
+    pub routes: Arc<ArcSwap<Routes>>,
+    /// Rings the worker of each sink.
+    pub wakes: HashMap<String, Wake>,
+    /// What time it is.
+    pub clock: Clock,
+    /// Where it counts.
+    pub metrics: Arc<Metrics>,
+    /// Where it says that it cannot.
+    pub readiness: Readiness,
+    /// The least hold after an intake gap.
+    pub gap_hold: Duration,
+    /// This start follows an earlier life of the same store: something may have been missed.
+    pub after_gap: bool,
+}
 
 /// What to answer SNS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,14 +87,352 @@ pub enum Reply {
     Later,
 }
 
-impl Receiver {
-    /// Judges one request and keeps what it proves.
-    pub async fn receive(
-        &self,
-        _body: &[u8],
-        _headers: sns::Headers<'_>,
-        _client: IpAddr,
-    ) -> Reply {
-        todo!()
+/// Why a subscription was not confirmed at an operator's word.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfirmError {
+    /// There is none with that number.
+    #[error("no such subscription")]
+    Unknown,
+    /// Its topic is no longer allowed.
+    #[error("its topic is not among the settings")]
+    ForeignTopic,
+    /// The token is too old, or was never good.
+    #[error("the token was refused: {0}")]
+    TokenRefused(String),
+    /// The call did not succeed.
+    #[error("the call failed: {0}")]
+    Call(String),
+    /// The store did not answer.
+    #[error("cannot look it up")]
+    Store(#[from] StoreError),
+}
+
+/// The time after a gap in which something earlier may still come.
+struct Gap {
+    hold: Duration,
+    ends_at: AtomicI64,
+}
+
+impl Gap {
+    fn open(&self, now: Timestamp) {
+        self.ends_at
+            .store(clamped_nanos(later(now, GAP_LASTS)), Ordering::Relaxed);
     }
+
+    fn least_hold(&self, now: Timestamp) -> Option<Duration> {
+        (now < from_nanos(self.ends_at.load(Ordering::Relaxed))).then_some(self.hold)
+    }
+}
+
+impl Receiver {
+    /// Puts a receiver together.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        let gap = Gap {
+            hold: parts.gap_hold,
+            ends_at: AtomicI64::new(i64::MIN),
+        };
+        if parts.after_gap {
+            gap.open(parts.clock.now());
+        }
+        Self {
+            verifier: parts.verifier,
+            topics: parts
+                .topics
+                .into_iter()
+                .map(|topic| (topic.arn.as_str().to_owned(), topic))
+                .collect(),
+            http: parts.http,
+            store: parts.store,
+            routes: parts.routes,
+            wakes: parts.wakes,
+            clock: parts.clock,
+            metrics: parts.metrics,
+            readiness: parts.readiness,
+            refused: Mutex::default(),
+            in_trouble: AtomicBool::default(),
+            gap,
+        }
+    }
+
+    /// Judges one request and keeps what it proves.
+    pub async fn receive(&self, body: &[u8], headers: sns::Headers<'_>, client: IpAddr) -> Reply {
+        let started = self.clock.now();
+        let verdict = self.verifier.verify(body, headers, client, started).await;
+        let now = self.clock.now();
+        self.metrics.verified_in(since(started, now));
+        let kept = match verdict {
+            Ok(verified) => self.keep(verified, now).await,
+            Err(refusal) => Err(refusal),
+        };
+        match kept {
+            Ok(()) => Reply::Accepted,
+            Err(refusal) => self.refuse(refusal, body, now),
+        }
+    }
+
+    /// What was refused for allowed topics, oldest first.
+    pub fn refused(&self) -> Vec<Refused> {
+        self.ring().list()
+    }
+
+    /// Judges again what was refused, in the order of arrival; says how many were kept this time.
+    pub async fn judge_again(&self, client: IpAddr) -> usize {
+        let waiting = self.ring().take();
+        let mut kept = 0;
+        for refused in waiting {
+            let headers = sns::Headers::default();
+            if self.receive(&refused.body, headers, client).await == Reply::Accepted {
+                kept += 1;
+            }
+        }
+        kept
+    }
+
+    /// Confirms a subscription that was kept for a person to decide.
+    ///
+    /// # Errors
+    /// When there is none of that number, or AWS does not take the confirmation.
+    pub async fn confirm(&self, id: i64) -> Result<(), ConfirmError> {
+        let subscriptions = self.store.subscriptions().await?;
+        let subscription = subscriptions
+            .into_iter()
+            .find(|one| one.id == id)
+            .ok_or(ConfirmError::Unknown)?;
+        let topic = self
+            .topics
+            .get(&subscription.topic)
+            .ok_or(ConfirmError::ForeignTopic)?;
+        match self.call(topic, &subscription).await {
+            Ok(()) => Ok(()),
+            Err(Unconfirmed::Token(why)) => Err(ConfirmError::TokenRefused(why)),
+            Err(Unconfirmed::Call(why)) => Err(ConfirmError::Call(why)),
+            Err(Unconfirmed::Store(error)) => Err(error.into()),
+        }
+    }
+
+    /// Keeps a verified message with everything it owes.
+    async fn keep(&self, verified: Verified, now: Timestamp) -> Result<(), Refusal> {
+        if let Some(certificate) = verified.fetched() {
+            self.keep_certificate(certificate).await;
+        }
+        self.judge_freshness(&verified, now).await?;
+        let event = read(&verified);
+        let owed = self.routes.load().owed(&event, self.gap.least_hold(now));
+        if owed.is_empty() {
+            self.metrics.unrouted(&event.topic);
+            tracing::warn!(
+                topic = event.topic,
+                message_id = event.message_id,
+                kind = event.kind.word(),
+                "no route takes this event; it is kept"
+            );
+        }
+        let append = Append {
+            event,
+            owed,
+            received_at: now,
+        };
+        let appended = self.store.append(append).await;
+        self.metrics.appended_in(since(now, self.clock.now()));
+        let topic = verified.topic().as_str();
+        match appended {
+            Ok(Appended::Stored { due, repeat_of, .. }) => {
+                if self.in_trouble.swap(false, Ordering::Relaxed) {
+                    self.readiness.ready("store");
+                }
+                for (sink, at) in due {
+                    if let Some(wake) = self.wakes.get(&*sink) {
+                        wake.at(at);
+                    }
+                }
+                let result = if repeat_of.is_some() {
+                    "repeat"
+                } else {
+                    "accepted"
+                };
+                self.metrics.received(Some(topic), result);
+            }
+            Ok(Appended::Known { .. }) => self.metrics.received(Some(topic), "known"),
+            Err(error) => return Err(self.store_trouble(error, now)),
+        }
+        self.answer_confirmation(&verified, now).await
+    }
+
+    /// Refuses what is too old or from the future, unless it is stored already.
+    async fn judge_freshness(&self, verified: &Verified, now: Timestamp) -> Result<(), Refusal> {
+        let refusal = match freshness(verified.sent_at(), now) {
+            Freshness::Fresh => return Ok(()),
+            Freshness::Stale(refusal) => refusal,
+            Freshness::Ahead(refusal) => {
+                self.readiness.unready("clock", "SNS signs in our future: is our clock right?");
+                refusal
+            }
+        };
+        let (topic, id) = (verified.topic(), verified.message_id());
+        match self
+            .store
+            .known(topic.as_str(), verified.sent_at(), id)
+            .await
+        {
+            Ok(Some(_)) => Ok(()),
+            Ok(None) => Err(Refusal {
+                topic: Some(topic.clone()),
+                ..refusal
+            }),
+            Err(error) => Err(self.store_trouble(error, now)),
+        }
+    }
+
+    /// Confirms a subscription when the settings say so, or keeps it for a person to decide.
+    async fn answer_confirmation(
+        &self,
+        verified: &Verified,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
+        let (Some(token), MessageType::SubscriptionConfirmation) =
+            (verified.token(), verified.message_type())
+        else {
+            return Ok(());
+        };
+        let Some(topic) = self.topics.get(verified.topic().as_str()) else {
+            return Ok(());
+        };
+        let put = self
+            .store
+            .put_subscription(topic.arn.as_str(), token, now)
+            .await;
+        let subscription = put.map_err(|error| self.store_trouble(error, now))?;
+        if subscription.confirmed_at.is_some() {
+            return Ok(());
+        }
+        if !topic.confirm {
+            tracing::warn!(
+                topic = topic.arn.as_str(),
+                subscription = subscription.id,
+                "a subscription waits for `runbell subscription confirm`"
+            );
+            return Ok(());
+        }
+        match self.call(topic, &subscription).await {
+            Ok(()) => Ok(()),
+            Err(Unconfirmed::Token(why)) => {
+                tracing::warn!(topic = topic.arn.as_str(), why, "AWS refused the token");
+                Ok(())
+            }
+            Err(Unconfirmed::Call(why)) => Err(Refusal {
+                word: "confirmation-failed",
+                sentence: format!("the subscription could not be confirmed now: {why}"),
+                answer: Answer::Later,
+                topic: None,
+            }),
+            Err(Unconfirmed::Store(error)) => Err(self.store_trouble(error, now)),
+        }
+    }
+
+    async fn call(
+        &self,
+        topic: &TopicSettings,
+        subscription: &Subscription,
+    ) -> Result<(), Unconfirmed> {
+        match self.http.confirm(topic, &subscription.token).await {
+            confirm::Confirmation::Confirmed { subscription_arn } => {
+                tracing::info!(
+                    topic = topic.arn.as_str(),
+                    subscription_arn,
+                    "subscription confirmed"
+                );
+                let at = self.clock.now();
+                let noted = self.store.subscription_confirmed(subscription.id, at).await;
+                noted.map_err(Unconfirmed::Store)
+            }
+            confirm::Confirmation::TokenRefused(why) => Err(Unconfirmed::Token(why)),
+            confirm::Confirmation::Failed(why) => Err(Unconfirmed::Call(why)),
+        }
+    }
+
+    async fn keep_certificate(&self, known: &sns::KnownCertificate) {
+        let certificate = Certificate {
+            url: known.url.clone(),
+            pem: known.pem.clone(),
+            fetched_at: known.fetched_at,
+        };
+        if let Err(error) = self.store.put_certificate(certificate).await {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(
+                error,
+                url = known.url,
+                "the certificate is used, but not kept"
+            );
+        }
+    }
+
+    /// Makes of a store's trouble a refusal that SNS retries, and opens a gap: what is refused now
+    /// comes again later than what follows it.
+    fn store_trouble(&self, error: StoreError, now: Timestamp) -> Refusal {
+        self.gap.open(now);
+        let error: &dyn std::error::Error = &error;
+        self.in_trouble.store(true, Ordering::Relaxed);
+        self.readiness.unready("store", error.to_string());
+        tracing::error!(
+            error,
+            "a verified notification cannot be kept now; SNS will retry it"
+        );
+        Refusal {
+            word: "store",
+            sentence: error.to_string(),
+            answer: Answer::Later,
+            topic: None,
+        }
+    }
+
+    fn refuse(&self, refusal: Refusal, body: &[u8], now: Timestamp) -> Reply {
+        let topic = refusal.topic.as_ref().map(TopicArn::as_str);
+        self.metrics.received(topic, refusal.word);
+        // Without a topic of ours anybody can cause this line, as often as he likes.
+        if topic.is_some() {
+            tracing::warn!(topic, word = refusal.word, "refused: {}", refusal.sentence);
+        } else {
+            tracing::debug!(word = refusal.word, "refused: {}", refusal.sentence);
+        }
+        let reply = match refusal.answer {
+            Answer::Malformed => Reply::Malformed,
+            Answer::Forbidden => Reply::Forbidden,
+            Answer::Later => Reply::Later,
+        };
+        if refusal.topic.is_some() {
+            self.ring().push(refusal, body, now);
+        }
+        reply
+    }
+
+    fn ring(&self) -> std::sync::MutexGuard<'_, Ring> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why a subscription is not confirmed.
+enum Unconfirmed {
+    Token(String),
+    Call(String),
+    Store(StoreError),
+}
+
+/// Hands the pieces of a verified message to the one who reads them.
+fn read(verified: &Verified) -> Event {
+    let topic = verified.topic();
+    Event::read(&Source {
+        topic: topic.as_str(),
+        account: topic.account(),
+        region: topic.region(),
+        message_id: verified.message_id(),
+        sent_at: verified.sent_at(),
+        subject: verified.subject(),
+        body: verified.message(),
+        envelope: match verified.message_type() {
+            MessageType::Notification => EnvelopeKind::Notification,
+            MessageType::SubscriptionConfirmation => EnvelopeKind::SubscriptionConfirmation,
+            MessageType::UnsubscribeConfirmation => EnvelopeKind::UnsubscribeConfirmation,
+        },
+    })
 }

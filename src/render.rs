@@ -21,3 +21,38 @@ pub struct Notice {
     /// What the reader has to know besides.
     pub marks: Marks,
 }
+
+/// Renders what `route` owes `sink` for one event.
+#[must_use]
+pub fn notice(
+    route: &str,
+    sink: &str,
+    event: Event,
+    received_at: Timestamp,
+    marks: Marks,
+) -> Notice {
+    Notice {
+        id: id(&event, route, sink),
+        route: route.to_owned(),
+        event,
+        received_at,
+        marks,
+    }
+}
+
+/// What names a delivery towards the outside: 32 hexadecimal digits made of what SNS signed
+/// together (topic, timestamp, message id), the route and the sink.
+fn id(event: &Event, route: &str, sink: &str) -> String {
+    let mut hash = openssl::sha::Sha256::new();
+    let sent_at = event.sent_at.as_nanosecond().to_string();
+    for part in [&event.topic, &sent_at, &event.message_id, route, sink] {
+        hash.update(part.as_bytes());
+        hash.update(&[0]);
+    }
+    let digest = hash.finish();
+    digest
+        .iter()
+        .take(16)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}

@@ -1,0 +1,375 @@
+//! The deliver street: a reconciler between the store and one sink.
+//!
+//! A [`Worker`] has no input but the store and the clock, is woken by a hint and by time, and does
+//! the same after a crash, beside a second replica, and every day: lease what may go, decide, render,
+//! send, settle. `app` runs one for each sink, so that a bad sink never slows another. Everything
+//! may happen twice; nothing is struck off before the sink said that it has it.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use jiff::Timestamp;
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::{Clock, later, since};
+use crate::delivery::Outcome;
+use crate::event::Status;
+use crate::metrics::Metrics;
+use crate::order::{self, Candidate, Decision};
+use crate::render::{self, Notice};
+use crate::retry::{self, History, Patience, Verdict};
+use crate::route::Routes;
+use crate::sink::Sink;
+use crate::store::{Lane, Settled, Settlement, Store, StoreError, Waiting};
+use crate::wake::Wake;
+
+/// How long a worker rests when the store does not answer.
+const STORE_TROUBLE: Duration = Duration::from_secs(1);
+/// How long a worker goes without looking at the store, whatever it was told.
+const LONGEST_SLEEP: Duration = Duration::from_secs(5);
+
+/// Delivers to one sink.
+pub struct Worker {
+    name: Arc<str>,
+    sink: Arc<dyn Sink>,
+    store: Arc<dyn Store>,
+    routes: Arc<ArcSwap<Routes>>,
+    wake: Wake,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+    /// What was done and could not be written yet; nothing more is leased before it is.
+    unsettled: Mutex<Vec<Settlement>>,
+}
+
+/// What a worker needs from its surroundings.
+#[derive(Clone)]
+pub struct Surroundings {
+    /// Where the deliveries wait.
+    pub store: Arc<dyn Store>,
+    /// The routes in force.
+    pub routes: Arc<ArcSwap<Routes>>,
+    /// What time it is.
+    pub clock: Clock,
+    /// Where it counts.
+    pub metrics: Arc<Metrics>,
+}
+
+/// What a look at the store led to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Looked {
+    /// How many lanes were carried.
+    pub lanes: usize,
+    /// When to look again, as far as is known.
+    pub next_due: Option<Timestamp>,
+}
+
+impl Worker {
+    /// A worker that brings to `sink` what is owed to the sink called `name`.
+    #[must_use]
+    pub fn new(name: &str, sink: Arc<dyn Sink>, wake: Wake, around: Surroundings) -> Self {
+        Self {
+            name: name.into(),
+            sink,
+            store: around.store,
+            routes: around.routes,
+            wake,
+            clock: around.clock,
+            metrics: around.metrics,
+            unsettled: Mutex::default(),
+        }
+    }
+
+    /// Delivers until `stop`, then finishes what is under way.
+    pub async fn run(&self, stop: &CancellationToken) {
+        let mut under_way = FuturesUnordered::new();
+        let capacity = self.sink.capacity();
+        let mut look_at = Timestamp::MIN;
+        loop {
+            let free = capacity.at_once.saturating_sub(under_way.len());
+            if free > 0 && !stop.is_cancelled() && look_at <= self.clock.now() {
+                match self.lease(free.saturating_mul(capacity.per_send)).await {
+                    Ok((loads, next_due)) => {
+                        let full = !loads.is_empty();
+                        under_way.extend(loads.into_iter().map(|load| self.carry(load)));
+                        look_at = if full {
+                            Timestamp::MIN
+                        } else {
+                            let longest = later(self.clock.now(), LONGEST_SLEEP);
+                            next_due.map_or(longest, |due| due.min(longest))
+                        };
+                    }
+                    Err(error) => {
+                        self.complain("cannot lease", &error);
+                        look_at = later(self.clock.now(), STORE_TROUBLE);
+                    }
+                }
+                continue;
+            }
+            tokio::select! {
+                biased;
+                Some(settlements) = under_way.next() => {
+                    self.settle(settlements).await;
+                    look_at = Timestamp::MIN;
+                }
+                () = stop.cancelled(), if under_way.is_empty() => return,
+                () = self.wake.wait(&self.clock, Some(look_at)),
+                    if free > 0 && !stop.is_cancelled() => look_at = Timestamp::MIN,
+            }
+        }
+    }
+
+    /// Looks at the store once, and carries what may go to its end.
+    ///
+    /// # Errors
+    /// When the store cannot lease, or cannot be told what was done.
+    pub async fn step(&self) -> Result<Looked, StoreError> {
+        let capacity = self.sink.capacity();
+        let wanted = capacity.at_once.saturating_mul(capacity.per_send);
+        let (loads, next_due) = self.lease(wanted).await?;
+        let lanes = loads.iter().map(Vec::len).sum();
+        for load in loads {
+            let settlements = self.carry(load).await;
+            self.unsettled.lock().await.extend(settlements);
+        }
+        self.write_off().await?;
+        Ok(Looked { lanes, next_due })
+    }
+
+    /// Leases up to `limit` deliveries, split into loads that may be carried side by side.
+    async fn lease(&self, limit: usize) -> Result<(Vec<Vec<Lane>>, Option<Timestamp>), StoreError> {
+        self.write_off().await?;
+        // Before the store is asked: what is appended from here on rings again.
+        self.wake.clear();
+        let leased = self
+            .store
+            .lease(&self.name, self.clock.now(), limit)
+            .await?;
+        let loads = if self.sink.capacity().at_once > 1 {
+            leased.lanes.into_iter().map(|lane| vec![lane]).collect()
+        } else if leased.lanes.is_empty() {
+            Vec::new()
+        } else {
+            vec![leased.lanes]
+        };
+        Ok((loads, leased.next_due))
+    }
+
+    /// Writes down what was done, or keeps it to be written later.
+    async fn settle(&self, settlements: Vec<Settlement>) {
+        self.unsettled.lock().await.extend(settlements);
+        if let Err(error) = self.write_off().await {
+            self.complain(
+                "cannot record what was sent; it is kept and tried again",
+                &error,
+            );
+        }
+    }
+
+    async fn write_off(&self) -> Result<(), StoreError> {
+        let mut unsettled = self.unsettled.lock().await;
+        if unsettled.is_empty() {
+            return Ok(());
+        }
+        self.store.settle(unsettled.clone()).await?;
+        for settled in unsettled.drain(..).flat_map(|lane| lane.results) {
+            self.metrics.delivered(&self.name, settled.outcome.word());
+        }
+        Ok(())
+    }
+
+    /// Sends what may go of some lanes; a lane whose head fails is left where it stands.
+    async fn carry(&self, lanes: Vec<Lane>) -> Vec<Settlement> {
+        let mut load = self.decide(lanes);
+        let per_send = self.sink.capacity().per_send;
+        let mut blocked = HashSet::new();
+        while !load.going.is_empty() {
+            let mut batch = Vec::with_capacity(per_send.min(load.going.len()));
+            while batch.len() < per_send
+                && let Some(going) = load.going.pop_front()
+            {
+                if !blocked.contains(&going.lane) {
+                    batch.push(going);
+                }
+            }
+            let notices: Vec<Notice> = batch.iter().map(|going| going.notice.clone()).collect();
+            if notices.is_empty() {
+                break;
+            }
+            let verdicts = self.sink.send(&notices).await;
+            let now = self.clock.now();
+            let mut rest_until = None;
+            for (at, going) in batch.into_iter().enumerate() {
+                if blocked.contains(&going.lane) {
+                    continue;
+                }
+                let verdict = verdicts.get(at).cloned().unwrap_or_else(|| Verdict::Retry {
+                    why: "the sink gave no verdict".to_owned(),
+                    after: None,
+                    scope: retry::Scope::Notice,
+                    progress: None,
+                });
+                let (settled, next) = self.judge(&going, &verdict, now);
+                if settled.outcome == Outcome::Retry {
+                    blocked.insert(going.lane);
+                }
+                rest_until = rest_until.max(next.sink_rests_until);
+                if let Some(settlement) = load.settlements.get_mut(going.lane) {
+                    if settled.outcome == Outcome::Retry {
+                        settlement.not_before = next.again_at;
+                    }
+                    settlement.results.push(settled);
+                }
+            }
+            if rest_until.is_some() {
+                if let Err(error) = self.store.rest(&self.name, rest_until).await {
+                    self.complain("cannot let the sink rest", &error);
+                }
+                break;
+            }
+        }
+        load.settlements
+    }
+
+    /// Decides about everything that was leased, and renders what goes.
+    fn decide(&self, lanes: Vec<Lane>) -> Load {
+        let routes = self.routes.load();
+        let now = self.clock.now();
+        let mut load = Load::default();
+        for (at, lane) in lanes.into_iter().enumerate() {
+            let route = routes.route(&lane.route);
+            let mut patience = self.sink.patience();
+            if let Some(block_for) = route.and_then(|route| route.block_for) {
+                patience.block_for = Some(block_for);
+            }
+            let send_redundant = route.is_some_and(|route| route.send_redundant);
+            let mut results = Vec::new();
+            for waiting in lane.waiting {
+                let candidate = candidate(&waiting, lane.abandoned);
+                match order::decide(&candidate, lane.high.as_ref(), send_redundant) {
+                    Decision::Redundant(marks) => results.push(Settled {
+                        event: waiting.event_id,
+                        key: waiting.key,
+                        outcome: Outcome::Redundant,
+                        at: now,
+                        marks,
+                        answer: None,
+                        again_at: None,
+                        failing_since: None,
+                        progress: None,
+                    }),
+                    Decision::Go(marks) => load.going.push_back(Going {
+                        lane: at,
+                        event: waiting.event_id,
+                        key: waiting.key,
+                        history: History {
+                            tries: waiting.tries,
+                            failing_since: waiting.failing_since,
+                        },
+                        patience,
+                        notice: render::notice(
+                            &lane.route,
+                            &lane.sink,
+                            waiting.event,
+                            waiting.received_at,
+                            marks,
+                        ),
+                    }),
+                }
+            }
+            load.settlements.push(Settlement {
+                lane: lane.id,
+                epoch: lane.epoch,
+                results,
+                not_before: None,
+            });
+        }
+        load
+    }
+
+    /// Turns a verdict into what is recorded, and says what happens next.
+    fn judge(&self, going: &Going, verdict: &Verdict, now: Timestamp) -> (Settled, retry::Next) {
+        self.metrics.attempted(&self.name, verdict.word());
+        let jitter = fastrand::f64();
+        let next = retry::next(verdict, going.history, &going.patience, now, jitter);
+        let mut marks = going.notice.marks.clone();
+        let (answer, progress) = match verdict {
+            Verdict::Sent { remote_id } => {
+                self.metrics.reached(&self.name, since(going.notice.received_at, now));
+                if let Some(by) = marks.late {
+                    self.metrics.late_by(by);
+                }
+                (remote_id.clone(), None)
+            }
+            Verdict::Retry { why, progress, .. } => (Some(why.clone()), progress.clone()),
+            Verdict::Refused { why, .. } | Verdict::Broken { why } => (Some(why.clone()), None),
+            Verdict::Unknown { why } => {
+                marks.possible_repeat = true;
+                (Some(why.clone()), None)
+            }
+        };
+        if !matches!(verdict, Verdict::Sent { .. }) {
+            tracing::warn!(
+                sink = &*self.name,
+                route = going.notice.route,
+                event = going.event.0,
+                outcome = next.outcome.word(),
+                again_at = next.again_at.map(tracing::field::display),
+                why = answer,
+                "a delivery failed"
+            );
+        }
+        let settled = Settled {
+            event: going.event,
+            key: going.key.clone(),
+            outcome: next.outcome.clone(),
+            at: now,
+            marks,
+            answer,
+            again_at: next.again_at,
+            failing_since: next.history.failing_since,
+            progress,
+        };
+        (settled, next)
+    }
+
+    fn complain(&self, what: &str, error: &StoreError) {
+        let error: &dyn std::error::Error = error;
+        tracing::warn!(sink = &*self.name, error, "{what}");
+    }
+}
+
+/// What one round carries: settlements by lane, and what is still to be sent, in order.
+#[derive(Default)]
+struct Load {
+    settlements: Vec<Settlement>,
+    going: VecDeque<Going>,
+}
+
+/// A delivery on its way.
+struct Going {
+    /// Index of its lane's settlement.
+    lane: usize,
+    event: crate::store::EventId,
+    key: crate::delivery::SortKey,
+    history: History,
+    patience: Patience,
+    notice: Notice,
+}
+
+fn candidate(waiting: &Waiting, abandoned: bool) -> Candidate<'_> {
+    let status = waiting.event.command().map(|command| &command.status);
+    Candidate {
+        key: &waiting.key,
+        repeat: waiting.repeat_of.is_some(),
+        ended: waiting.terminal_sent,
+        in_progress: status == Some(&Status::InProgress),
+        conflict: waiting.conflict,
+        resent: waiting.resent,
+        possible_repeat: abandoned || waiting.possible_repeat,
+    }
+}

@@ -1,0 +1,98 @@
+//! What was refused for allowed topics, kept a while to be judged again.
+//!
+//! Bounded by number and by bytes: what a stranger sends can push out older entries, and nothing
+//! more. It lives in memory; what is worth keeping was never proved.
+
+use std::collections::VecDeque;
+
+use jiff::Timestamp;
+
+use crate::sns::Refusal;
+
+const MOST_ENTRIES: usize = 256;
+const MOST_BYTES: usize = 8 << 20;
+
+/// One envelope that was not believed.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    /// When it came.
+    pub at: Timestamp,
+    /// The topic it names.
+    pub topic: String,
+    /// Why, in one stable word.
+    pub word: &'static str,
+    /// Why, in one sentence.
+    pub sentence: String,
+    /// What was posted.
+    pub body: Vec<u8>,
+}
+
+/// The last refused envelopes, oldest first.
+#[derive(Debug, Default)]
+pub struct Ring {
+    entries: VecDeque<Refused>,
+    bytes: usize,
+}
+
+impl Ring {
+    pub(super) fn push(&mut self, refusal: Refusal, body: &[u8], at: Timestamp) {
+        self.bytes += body.len();
+        self.entries.push_back(Refused {
+            at,
+            topic: refusal
+                .topic
+                .map(|topic| topic.to_string())
+                .unwrap_or_default(),
+            word: refusal.word,
+            sentence: refusal.sentence,
+            body: body.to_vec(),
+        });
+        while self.bytes > MOST_BYTES || self.entries.len() > MOST_ENTRIES {
+            let Some(oldest) = self.entries.pop_front() else {
+                break;
+            };
+            self.bytes -= oldest.body.len();
+        }
+    }
+
+    pub(super) fn list(&self) -> Vec<Refused> {
+        self.entries.iter().cloned().collect()
+    }
+
+    pub(super) fn take(&mut self) -> VecDeque<Refused> {
+        self.bytes = 0;
+        std::mem::take(&mut self.entries)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sns::Answer;
+
+    fn push(ring: &mut Ring, body: &[u8]) {
+        let refusal = Refusal {
+            word: "signature",
+            sentence: String::new(),
+            answer: Answer::Forbidden,
+            topic: None,
+        };
+        ring.push(refusal, body, Timestamp::UNIX_EPOCH);
+    }
+
+    #[test]
+    fn the_ring_is_bounded_by_number_and_by_bytes() {
+        let mut ring = Ring::default();
+        for _ in 0..MOST_ENTRIES + 10 {
+            push(&mut ring, b"x");
+        }
+        assert_eq!(ring.list().len(), MOST_ENTRIES);
+        for _ in 0..9 {
+            push(&mut ring, &vec![0; 1 << 20]);
+        }
+        assert_eq!(ring.list().len(), 8);
+        assert_eq!(ring.take().len(), 8);
+        push(&mut ring, b"y");
+        assert_eq!(ring.list().len(), 1);
+    }
+}
