@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +27,7 @@ use crate::wake::Wake;
 
 mod refused;
 
+use refused::Complaints;
 pub use refused::{Refused, Ring};
 
 /// How long after an intake gap the least hold applies: SNS retries what failed 20 s later.
@@ -44,7 +45,7 @@ pub struct Receiver {
     metrics: Arc<Metrics>,
     readiness: Readiness,
     refused: Mutex<Ring>,
-    in_trouble: AtomicBool,
+    complaints: Complaints,
     gap: Gap,
 }
 
@@ -150,7 +151,7 @@ impl Receiver {
             metrics: parts.metrics,
             readiness: parts.readiness,
             refused: Mutex::default(),
-            in_trouble: AtomicBool::default(),
+            complaints: Complaints::default(),
             gap,
         }
     }
@@ -238,9 +239,7 @@ impl Receiver {
         let topic = verified.topic().as_str();
         match appended {
             Ok(Appended::Stored { due, repeat_of, .. }) => {
-                if self.in_trouble.swap(false, Ordering::Relaxed) {
-                    self.readiness.ready("store");
-                }
+                self.readiness.ready("store");
                 for (sink, at) in due {
                     if let Some(wake) = self.wakes.get(&*sink) {
                         wake.at(at);
@@ -262,7 +261,10 @@ impl Receiver {
     /// Refuses what is too old or from the future, unless it is stored already.
     async fn judge_freshness(&self, verified: &Verified, now: Timestamp) -> Result<(), Refusal> {
         let refusal = match freshness(verified.sent_at(), now) {
-            Freshness::Fresh => return Ok(()),
+            Freshness::Fresh => {
+                self.readiness.ready("clock");
+                return Ok(());
+            }
             Freshness::Stale(refusal) => refusal,
             Freshness::Ahead(refusal) => {
                 self.readiness.unready("clock", "SNS signs in our future: is our clock right?");
@@ -372,7 +374,6 @@ impl Receiver {
     fn store_trouble(&self, error: StoreError, now: Timestamp) -> Refusal {
         self.gap.open(now);
         let error: &dyn std::error::Error = &error;
-        self.in_trouble.store(true, Ordering::Relaxed);
         self.readiness.unready("store", error.to_string());
         tracing::error!(
             error,
@@ -389,8 +390,8 @@ impl Receiver {
     fn refuse(&self, refusal: Refusal, body: &[u8], now: Timestamp) -> Reply {
         let topic = refusal.topic.as_ref().map(TopicArn::as_str);
         self.metrics.received(topic, refusal.word);
-        // Without a topic of ours anybody can cause this line, as often as he likes.
-        if topic.is_some() {
+        // Anybody can cause this line, as often as he likes.
+        if topic.is_some() && self.complaints.allow(now) {
             tracing::warn!(topic, word = refusal.word, "refused: {}", refusal.sentence);
         } else {
             tracing::debug!(word = refusal.word, "refused: {}", refusal.sentence);

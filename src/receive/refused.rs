@@ -4,6 +4,7 @@
 //! more. It lives in memory; what is worth keeping was never proved.
 
 use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
 
 use jiff::Timestamp;
 
@@ -65,6 +66,29 @@ impl Ring {
     }
 }
 
+/// How many lines about refusals the log takes in one minute.
+const COMPLAINTS_A_MINUTE: u64 = 60;
+
+/// Bounds what refusals write to the log.
+#[derive(Debug, Default)]
+pub(super) struct Complaints {
+    /// The minute since the epoch, and the lines written in it.
+    written: Mutex<(i64, u64)>,
+}
+
+impl Complaints {
+    /// Whether one more line may be written.
+    pub(super) fn allow(&self, now: Timestamp) -> bool {
+        let minute = now.as_second() / 60;
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        if written.0 != minute {
+            *written = (minute, 0);
+        }
+        written.1 += 1;
+        written.1 <= COMPLAINTS_A_MINUTE
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,5 +118,14 @@ mod tests {
         assert_eq!(ring.take().len(), 8);
         push(&mut ring, b"y");
         assert_eq!(ring.list().len(), 1);
+    }
+
+    #[test]
+    fn the_log_takes_so_many_complaints_a_minute() {
+        let complaints = Complaints::default();
+        let now = Timestamp::from_second(1_000_000_020).unwrap();
+        let allowed = |now| (0..1000).filter(|_| complaints.allow(now)).count();
+        assert_eq!(allowed(now), 60);
+        assert_eq!(allowed(now + jiff::SignedDuration::from_secs(60)), 60);
     }
 }
