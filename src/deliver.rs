@@ -299,7 +299,8 @@ impl Worker {
         let mut marks = going.notice.marks.clone();
         let (answer, progress) = match verdict {
             Verdict::Sent { remote_id } => {
-                self.metrics.reached(&self.name, since(going.notice.received_at, now));
+                self.metrics
+                    .reached(&self.name, since(going.notice.received_at, now));
                 if let Some(by) = marks.late {
                     self.metrics.late_by(by);
                 }

@@ -6,12 +6,15 @@
 //! ([`render`]), has a sink send it ([`sink`]), and settles what came of it ([`retry`]).
 //!
 //! A file imports only from lower floors; floors from the ground up: [`clock`], [`units`],
-//! [`metrics`] · [`delivery`], [`event`], [`retry`], [`sns`] · [`render`], [`store`], [`order`],
+//! [`metrics`], [`health`] · [`delivery`], [`event`], [`retry`], [`sns`] · [`render`], [`store`], [`order`],
 //! [`route`] · [`sink`], [`receive`] · [`web`], [`deliver`] · [`config`] · [`app`] · [`cli`].
 
 pub mod clock;
+pub mod deliver;
 pub mod delivery;
 pub mod event;
+pub mod health;
+pub mod metrics;
 pub mod order;
 pub mod receive;
 pub mod render;

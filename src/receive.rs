@@ -21,8 +21,10 @@ use crate::health::Readiness;
 use crate::metrics::Metrics;
 use crate::route::Routes;
 use crate::sns::verify::{Freshness, freshness};
-use crate::sns::{self, Answer, MessageType, Refusal, TopicArn, TopicSettings, Verified, Verifier, confirm};
-use crate::store::{Append, Appended, Certificate, Store, StoreError, Subscription};
+use crate::sns::{
+    self, Answer, MessageType, Refusal, TopicArn, TopicSettings, Verified, Verifier, confirm,
+};
+use crate::store::{Append, Appended, Store, StoreError, Subscription};
 use crate::wake::Wake;
 
 mod refused;
@@ -267,7 +269,8 @@ impl Receiver {
             }
             Freshness::Stale(refusal) => refusal,
             Freshness::Ahead(refusal) => {
-                self.readiness.unready("clock", "SNS signs in our future: is our clock right?");
+                self.readiness
+                    .unready("clock", "SNS signs in our future: is our clock right?");
                 refusal
             }
         };
@@ -354,12 +357,7 @@ impl Receiver {
     }
 
     async fn keep_certificate(&self, known: &sns::KnownCertificate) {
-        let certificate = Certificate {
-            url: known.url.clone(),
-            pem: known.pem.clone(),
-            fetched_at: known.fetched_at,
-        };
-        if let Err(error) = self.store.put_certificate(certificate).await {
+        if let Err(error) = self.store.put_certificate(known.clone()).await {
             let error: &dyn std::error::Error = &error;
             tracing::warn!(
                 error,

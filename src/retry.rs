@@ -46,6 +46,20 @@ pub enum Verdict {
     },
 }
 
+impl Verdict {
+    /// The word in metrics and logs.
+    #[must_use]
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Sent { .. } => "sent",
+            Self::Retry { .. } => "retry",
+            Self::Refused { .. } => "refused",
+            Self::Broken { .. } => "broken",
+            Self::Unknown { .. } => "unknown",
+        }
+    }
+}
+
 /// How far the cause of a failure reaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
@@ -66,6 +80,18 @@ pub struct Patience {
     pub horizon: Duration,
     /// How long a failing head may block its lane; `None` is without end.
     pub block_for: Option<Duration>,
+}
+
+impl Default for Patience {
+    /// One second to fifteen minutes, for a day; a head blocks its lane for a quarter of an hour.
+    fn default() -> Self {
+        Self {
+            first: Duration::from_secs(1),
+            longest: Duration::from_secs(15 * 60),
+            horizon: Duration::from_secs(24 * 60 * 60),
+            block_for: Some(Duration::from_secs(15 * 60)),
+        }
+    }
 }
 
 /// What is known of the tries so far.

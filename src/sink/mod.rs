@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 
 use crate::render::Notice;
-use crate::retry::Verdict;
+use crate::retry::{Patience, Verdict};
 
 /// How a sink wants its notices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +19,11 @@ pub struct Capacity {
 pub trait Sink: Send + Sync + 'static {
     /// How it wants its notices.
     fn capacity(&self) -> Capacity;
+
+    /// How long it is worth trying.
+    fn patience(&self) -> Patience {
+        Patience::default()
+    }
 
     /// Sends notices in the order given. Answers one verdict for each; after the first that is not
     /// [`Verdict::Sent`] the rest of the same lane must not have been sent.

@@ -12,9 +12,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use secrecy::SecretString;
 
 use crate::delivery::{Marks, Outcome, Owed, SortKey};
 use crate::event::Event;
+use crate::sns::KnownCertificate;
 
 pub mod sqlite;
 
@@ -97,8 +99,8 @@ pub struct Waiting {
     pub terminal_sent: bool,
     /// It was sent again by hand from the dead letters.
     pub resent: bool,
-    /// It does not block its lane.
-    pub parked: bool,
+    /// An earlier try may have reached the sink.
+    pub possible_repeat: bool,
     /// Attempts so far.
     pub tries: u32,
     /// When the first failure of notice scope was.
@@ -275,29 +277,18 @@ pub enum DeadSelection {
 }
 
 /// A subscription that asked to be confirmed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Subscription {
     /// Its number.
     pub id: i64,
     /// ARN of the topic.
     pub topic: String,
     /// The token to confirm it with; never shown.
-    pub token: String,
+    pub token: SecretString,
     /// When it asked.
     pub asked_at: Timestamp,
     /// When it was confirmed, if it was.
     pub confirmed_at: Option<Timestamp>,
-}
-
-/// A certificate that SNS signed with, as it was fetched.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Certificate {
-    /// Where it was fetched.
-    pub url: String,
-    /// The certificate, PEM.
-    pub pem: Vec<u8>,
-    /// When it was fetched.
-    pub fetched_at: Timestamp,
 }
 
 /// How much waits for a sink.
@@ -407,9 +398,9 @@ pub trait Store: Send + Sync + 'static {
     async fn put_subscription(
         &self,
         topic: &str,
-        token: &str,
+        token: &SecretString,
         at: Timestamp,
-    ) -> Result<i64, StoreError>;
+    ) -> Result<Subscription, StoreError>;
 
     /// Remembers that a subscription was confirmed.
     async fn subscription_confirmed(&self, id: i64, at: Timestamp) -> Result<(), StoreError>;
@@ -418,10 +409,10 @@ pub trait Store: Send + Sync + 'static {
     async fn subscriptions(&self) -> Result<Vec<Subscription>, StoreError>;
 
     /// Keeps a certificate, in place of an older one of the same URL.
-    async fn put_certificate(&self, certificate: Certificate) -> Result<(), StoreError>;
+    async fn put_certificate(&self, certificate: KnownCertificate) -> Result<(), StoreError>;
 
     /// The certificates kept.
-    async fn certificates(&self) -> Result<Vec<Certificate>, StoreError>;
+    async fn certificates(&self) -> Result<Vec<KnownCertificate>, StoreError>;
 
     /// How much waits, for each sink that has anything waiting or dead, or rests.
     async fn backlog(&self) -> Result<Vec<Backlog>, StoreError>;

@@ -1,10 +1,22 @@
-//! The doors: [`hook`] for SNS, [`admin`] for people and their tools, [`tls`] for both.
+//! The doors: [`hook`] for SNS, [`admin`] for people and their tools; [`mod@serve`] carries both from a
+//! socket to requests, over [`tls`] where it is asked for.
+//!
+//! `app` binds the listeners, makes the routers and runs one [`serve::serve`] for each. Nothing that
+//! a stranger sends makes this floor fetch, allocate or log without bound: what strangers get wrong
+//! is counted, and logged at debug level only.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use secrecy::SecretString;
+
+pub mod admin;
+mod credentials;
+pub mod hook;
+mod seats;
+pub mod serve;
+pub mod tls;
 
 /// Settings of the listener that SNS posts to.
 #[derive(Clone, Debug)]
@@ -31,6 +43,20 @@ pub struct HookSettings {
     pub body_timeout: Duration,
     /// How long an idle connection is kept; SNS reconnects at a price when it is short.
     pub keep_alive: Duration,
+}
+
+impl HookSettings {
+    /// The limits of its listener; requests under way may take `drain` when it stops.
+    #[must_use]
+    pub const fn limits(&self, drain: Duration) -> serve::Limits {
+        serve::Limits {
+            connections: self.max_connections,
+            handshake: self.handshake_timeout,
+            header: self.header_timeout,
+            keep_alive: self.keep_alive,
+            drain,
+        }
+    }
 }
 
 /// Where a certificate lies.
