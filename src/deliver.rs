@@ -175,6 +175,7 @@ impl Worker {
         if unsettled.is_empty() {
             return Ok(());
         }
+        tracing::trace!(target: "runbell::point", "settling");
         self.store.settle(unsettled.clone()).await?;
         for settled in unsettled.drain(..).flat_map(|lane| lane.results) {
             self.metrics.delivered(&self.name, settled.outcome.word());
@@ -201,6 +202,7 @@ impl Worker {
                 break;
             }
             let verdicts = self.sink.send(&notices).await;
+            tracing::trace!(target: "runbell::point", "sent");
             let now = self.clock.now();
             let mut rest_until = None;
             for (at, going) in batch.into_iter().enumerate() {
@@ -249,7 +251,7 @@ impl Worker {
             let send_redundant = route.is_some_and(|route| route.send_redundant);
             let mut results = Vec::new();
             for waiting in lane.waiting {
-                let candidate = candidate(&waiting, lane.abandoned);
+                let candidate = candidate(&waiting);
                 match order::decide(&candidate, lane.high.as_ref(), send_redundant) {
                     Decision::Redundant(marks) => results.push(Settled {
                         event: waiting.event_id,
@@ -362,7 +364,7 @@ struct Going {
     notice: Notice,
 }
 
-fn candidate(waiting: &Waiting, abandoned: bool) -> Candidate<'_> {
+fn candidate(waiting: &Waiting) -> Candidate<'_> {
     let status = waiting.event.command().map(|command| &command.status);
     Candidate {
         key: &waiting.key,
@@ -371,6 +373,6 @@ fn candidate(waiting: &Waiting, abandoned: bool) -> Candidate<'_> {
         in_progress: status == Some(&Status::InProgress),
         conflict: waiting.conflict,
         resent: waiting.resent,
-        possible_repeat: abandoned || waiting.possible_repeat,
+        possible_repeat: waiting.possible_repeat,
     }
 }

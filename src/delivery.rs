@@ -200,6 +200,22 @@ impl Outcome {
         }
     }
 
+    /// The outcome of that word.
+    #[must_use]
+    pub fn from_word(word: &str) -> Option<Self> {
+        [
+            Self::Sent,
+            Self::Retry,
+            Self::Parked,
+            Self::Dead,
+            Self::Redundant,
+            Self::Muted,
+            Self::Dropped,
+        ]
+        .into_iter()
+        .find(|outcome| outcome.word() == word)
+    }
+
     /// Whether the delivery still waits afterwards.
     #[must_use]
     pub const fn waits(&self) -> bool {

@@ -160,17 +160,9 @@ impl Receiver {
 
     /// Judges one request and keeps what it proves.
     pub async fn receive(&self, body: &[u8], headers: sns::Headers<'_>, client: IpAddr) -> Reply {
-        let started = self.clock.now();
-        let verdict = self.verifier.verify(body, headers, client, started).await;
-        let now = self.clock.now();
-        self.metrics.verified_in(since(started, now));
-        let kept = match verdict {
-            Ok(verified) => self.keep(verified, now).await,
-            Err(refusal) => Err(refusal),
-        };
-        match kept {
+        match self.attempt(body, headers, client).await {
             Ok(()) => Reply::Accepted,
-            Err(refusal) => self.refuse(refusal, body, now),
+            Err(refusal) => self.refuse(refusal, body),
         }
     }
 
@@ -179,17 +171,19 @@ impl Receiver {
         self.ring().list()
     }
 
-    /// Judges again what was refused, in the order of arrival; says how many were kept this time.
-    pub async fn judge_again(&self, client: IpAddr) -> usize {
-        let waiting = self.ring().take();
-        let mut kept = 0;
-        for refused in waiting {
-            let headers = sns::Headers::default();
-            if self.receive(&refused.body, headers, client).await == Reply::Accepted {
-                kept += 1;
+    /// Judges again what was refused, without the headers it came with; `None` when it is not kept
+    /// any more, else why it is refused still.
+    pub async fn judge_again(&self, id: u64, client: IpAddr) -> Option<Result<(), String>> {
+        let refused = self.ring().take(id)?;
+        let headers = sns::Headers::default();
+        Some(match self.attempt(&refused.body, headers, client).await {
+            Ok(()) => Ok(()),
+            Err(refusal) => {
+                let sentence = refusal.sentence.clone();
+                self.refuse(refusal, &refused.body);
+                Err(sentence)
             }
-        }
-        kept
+        })
     }
 
     /// Confirms a subscription that was kept for a person to decide.
@@ -212,6 +206,19 @@ impl Receiver {
             Err(Unconfirmed::Call(why)) => Err(ConfirmError::Call(why)),
             Err(Unconfirmed::Store(error)) => Err(error.into()),
         }
+    }
+
+    async fn attempt(
+        &self,
+        body: &[u8],
+        headers: sns::Headers<'_>,
+        client: IpAddr,
+    ) -> Result<(), Refusal> {
+        let started = self.clock.now();
+        let verdict = self.verifier.verify(body, headers, client, started).await;
+        let now = self.clock.now();
+        self.metrics.verified_in(since(started, now));
+        self.keep(verdict?, now).await
     }
 
     /// Keeps a verified message with everything it owes.
@@ -240,12 +247,20 @@ impl Receiver {
         self.metrics.appended_in(since(now, self.clock.now()));
         let topic = verified.topic().as_str();
         match appended {
-            Ok(Appended::Stored { due, repeat_of, .. }) => {
+            Ok(Appended::Stored {
+                due,
+                repeat_of,
+                conflict,
+                ..
+            }) => {
                 self.readiness.ready("store");
                 for (sink, at) in due {
                     if let Some(wake) = self.wakes.get(&*sink) {
                         wake.at(at);
                     }
+                }
+                if conflict {
+                    self.metrics.conflicted(topic);
                 }
                 let result = if repeat_of.is_some() {
                     "repeat"
@@ -263,14 +278,14 @@ impl Receiver {
     /// Refuses what is too old or from the future, unless it is stored already.
     async fn judge_freshness(&self, verified: &Verified, now: Timestamp) -> Result<(), Refusal> {
         let refusal = match freshness(verified.sent_at(), now) {
-            Freshness::Fresh => {
-                self.readiness.ready("clock");
-                return Ok(());
-            }
+            Freshness::Fresh => return Ok(()),
             Freshness::Stale(refusal) => refusal,
             Freshness::Ahead(refusal) => {
-                self.readiness
-                    .unready("clock", "SNS signs in our future: is our clock right?");
+                tracing::error!(
+                    sent_at = %verified.sent_at(),
+                    %now,
+                    "SNS signed this in our future: is our clock right?"
+                );
                 refusal
             }
         };
@@ -385,7 +400,8 @@ impl Receiver {
         }
     }
 
-    fn refuse(&self, refusal: Refusal, body: &[u8], now: Timestamp) -> Reply {
+    fn refuse(&self, refusal: Refusal, body: &[u8]) -> Reply {
+        let now = self.clock.now();
         let topic = refusal.topic.as_ref().map(TopicArn::as_str);
         self.metrics.received(topic, refusal.word);
         // Anybody can cause this line, as often as he likes.

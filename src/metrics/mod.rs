@@ -30,6 +30,7 @@ pub struct Metrics {
     registry: Registry,
     received: Family<TopicResult, Counter>,
     unrouted: Family<Topic, Counter>,
+    conflicts: Family<Topic, Counter>,
     verify: Histogram,
     append: Histogram,
     lateness: Histogram,
@@ -123,6 +124,7 @@ impl Metrics {
             registry: Registry::default(),
             received: Family::default(),
             unrouted: Family::default(),
+            conflicts: Family::default(),
             verify: Histogram::new([0.000_05, 0.000_1, 0.000_25, 0.001, 0.01, 0.1, 1.0, 10.0]),
             append: Histogram::new([0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5, 10.0]),
             lateness: Histogram::new([1.0, 5.0, 25.0, 65.0, 300.0, 900.0, 3600.0, 21600.0]),
@@ -155,6 +157,12 @@ impl Metrics {
     pub fn unrouted(&self, topic: &str) {
         let topic = topic.to_owned();
         self.unrouted.get_or_create(&Topic { topic }).inc();
+    }
+
+    /// A terminal status arrived after a different one of the same thing.
+    pub fn conflicted(&self, topic: &str) {
+        let topic = topic.to_owned();
+        self.conflicts.get_or_create(&Topic { topic }).inc();
     }
 
     /// How long it took to say whether AWS signed it.
@@ -266,6 +274,11 @@ impl Metrics {
             "runbell_unrouted",
             "Events kept that no route matches",
             self.unrouted.clone(),
+        );
+        to.register(
+            "runbell_conflicts",
+            "Terminal statuses that contradict an earlier one of the same thing",
+            self.conflicts.clone(),
         );
         to.register_with_unit(
             "runbell_verify",

@@ -16,6 +16,8 @@ const MOST_BYTES: usize = 8 << 20;
 /// One envelope that was not believed.
 #[derive(Clone, Debug)]
 pub struct Refused {
+    /// Its number, as long as the process lives.
+    pub id: u64,
     /// When it came.
     pub at: Timestamp,
     /// The topic it names.
@@ -33,12 +35,15 @@ pub struct Refused {
 pub struct Ring {
     entries: VecDeque<Refused>,
     bytes: usize,
+    last_id: u64,
 }
 
 impl Ring {
     pub(super) fn push(&mut self, refusal: Refusal, body: &[u8], at: Timestamp) {
         self.bytes += body.len();
+        self.last_id += 1;
         self.entries.push_back(Refused {
+            id: self.last_id,
             at,
             topic: refusal
                 .topic
@@ -60,9 +65,11 @@ impl Ring {
         self.entries.iter().cloned().collect()
     }
 
-    pub(super) fn take(&mut self) -> VecDeque<Refused> {
-        self.bytes = 0;
-        std::mem::take(&mut self.entries)
+    pub(super) fn take(&mut self, id: u64) -> Option<Refused> {
+        let at = self.entries.iter().position(|entry| entry.id == id)?;
+        let taken = self.entries.remove(at)?;
+        self.bytes -= taken.body.len();
+        Some(taken)
     }
 }
 
@@ -115,9 +122,11 @@ mod tests {
             push(&mut ring, &vec![0; 1 << 20]);
         }
         assert_eq!(ring.list().len(), 8);
-        assert_eq!(ring.take().len(), 8);
-        push(&mut ring, b"y");
-        assert_eq!(ring.list().len(), 1);
+        let newest = ring.list().last().unwrap().id;
+        assert_eq!(ring.take(newest).unwrap().body.len(), 1 << 20);
+        assert!(ring.take(newest).is_none());
+        push(&mut ring, &vec![0; 1 << 20]);
+        assert_eq!(ring.list().len(), 8);
     }
 
     #[test]

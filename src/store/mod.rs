@@ -8,6 +8,7 @@
 //! The store knows no sink and no network. Both engines pass one contract suite.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -48,8 +49,10 @@ pub enum Appended {
         id: EventId,
         /// The earlier event that told the same step.
         repeat_of: Option<EventId>,
-        /// For each sink owed: the earliest moment one of its lanes has something to do.
-        due: Vec<(String, Timestamp)>,
+        /// Another terminal status of the same thing is stored, and it differs.
+        conflict: bool,
+        /// For each delivery owed: its sink, and when the delivery's lane has something to do.
+        due: Vec<(Arc<str>, Timestamp)>,
     },
     /// This very notification is stored already; nothing was changed.
     Known {
@@ -69,14 +72,10 @@ pub struct Lane {
     pub sink: String,
     /// Fences an older lease of the same lane.
     pub epoch: i64,
-    /// The former lease was never settled: what it held may have been sent.
-    pub abandoned: bool,
     /// The greatest key that was sent from this lane.
     pub high: Option<SortKey>,
     /// What may go, in ascending order of `key`.
     pub waiting: Vec<Waiting>,
-    /// Whether more of this lane may go than was handed out.
-    pub more: bool,
 }
 
 /// A delivery of a leased lane.
@@ -216,6 +215,8 @@ pub struct StoredEvent {
     pub received_at: Timestamp,
     /// The earlier event that told the same step.
     pub repeat_of: Option<EventId>,
+    /// Another terminal status of the same thing is stored, and it differs.
+    pub conflict: bool,
 }
 
 /// What is owed for an event to one sink, and what came of it so far.
@@ -328,13 +329,14 @@ pub struct Tally {
     pub waiting: u64,
 }
 
-/// What the store remembers of the process that used it last.
+/// What was found when the store was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Opened {
-    /// When it was last alive; `None` for a new store.
-    pub last_alive: Option<Timestamp>,
-    /// Lanes whose lease was never settled.
-    pub abandoned: u64,
+    /// There was none; it was made.
+    pub is_new: bool,
+    /// Deliveries that were under way when the process before this one ended: they may have been
+    /// sent, go out again, and say so.
+    pub possible_repeats: u64,
 }
 
 /// Keeps events and what is owed for them.
@@ -361,7 +363,7 @@ pub trait Store: Send + Sync + 'static {
     async fn settle(&self, settlements: Vec<Settlement>) -> Result<(), StoreError>;
 
     /// Repairs lanes that wait without being due, and says how many there were.
-    async fn sweep(&self, now: Timestamp) -> Result<u64, StoreError>;
+    async fn sweep(&self) -> Result<u64, StoreError>;
 
     /// Forgets events older than `keep` for which nothing waits, in small steps; says whether
     /// there is more to do.
@@ -381,6 +383,7 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<Vec<DeadLetter>, StoreError>;
 
     /// Puts dead letters back to wait, marked resent, for their own sink or for `to`; says how many.
+    /// They go at once, each by itself.
     async fn retry_dead(
         &self,
         selection: DeadSelection,
@@ -419,7 +422,4 @@ pub trait Store: Send + Sync + 'static {
 
     /// The books, for each sink.
     async fn tally(&self) -> Result<Vec<Tally>, StoreError>;
-
-    /// Says that this process lives; written every few seconds.
-    async fn beat(&self, now: Timestamp) -> Result<(), StoreError>;
 }

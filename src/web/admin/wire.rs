@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::delivery;
+use crate::receive;
 use crate::store;
 
 /// Whether the process is ready.
@@ -310,6 +311,18 @@ impl Event {
             message_id: event.message_id,
             subject: event.subject,
             message: Some(event.body),
+        }
+    }
+}
+
+impl From<receive::Refused> for Refused {
+    fn from(refused: receive::Refused) -> Self {
+        Self {
+            id: refused.id,
+            at: refused.at,
+            topic: refused.topic,
+            word: refused.word.to_owned(),
+            sentence: refused.sentence,
         }
     }
 }

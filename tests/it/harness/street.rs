@@ -195,7 +195,7 @@ impl Street {
     /// Nothing waits, nothing was rescued, and the books balance.
     pub async fn assert_sound(&self) {
         let store = self.store.handle();
-        assert_eq!(store.sweep(self.clock.now()).await.unwrap(), 0, "lanes rescued");
+        assert_eq!(store.sweep().await.unwrap(), 0, "lanes rescued");
         for tally in store.tally().await.unwrap() {
             assert_eq!(tally.waiting, 0, "{tally:?}");
             assert_eq!(tally.owed, tally.sent + tally.redundant, "{tally:?}");

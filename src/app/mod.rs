@@ -1,0 +1,308 @@
+//! The composition root: builds the parts from checked settings, runs them, and stops them in
+//! order.
+//!
+//! `cli` calls it to serve, the demo and the tests to serve on port 0. Only here tasks are started
+//! and the clock is made. It stops by first saying that it is not ready, then closing the doors,
+//! then letting the workers finish what is under way; all within a deadline. A part that dies stops
+//! the whole.
+
+use std::io;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::{Clock, later};
+use crate::config::Config;
+use crate::deliver::{Surroundings, Worker};
+use crate::health::Readiness;
+use crate::metrics::Metrics;
+use crate::receive::{Parts, Receiver};
+use crate::route::Routes;
+use crate::sink::Sink;
+use crate::sns::{self, Verifier, confirm};
+use crate::store::sqlite::Sqlite;
+use crate::store::{self, Opened, Store, StoreError};
+use crate::wake::Wake;
+use crate::web::admin::socket::SocketError;
+use crate::web::serve::{Door, serve};
+use crate::web::tls::{Tls, TlsError};
+use crate::web::{admin, hook};
+
+mod listeners;
+mod tasks;
+mod upkeep;
+
+pub use listeners::Listeners;
+use tasks::Tasks;
+
+/// Why it cannot start, or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// An address cannot be listened on.
+    #[error("cannot listen on {place}")]
+    Listen {
+        /// The address or path.
+        place: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The unix socket cannot be opened.
+    #[error("cannot open the admin socket")]
+    Socket(#[from] SocketError),
+    /// The certificate or its key cannot be used.
+    #[error("cannot serve TLS")]
+    Tls(#[from] TlsError),
+    /// The store cannot be opened or read.
+    #[error("cannot use the store")]
+    Store(#[from] StoreError),
+    /// The client that talks to SNS cannot be made.
+    #[error("cannot make a client for SNS")]
+    Client(#[from] reqwest::Error),
+    /// A thread cannot be started.
+    #[error("cannot start the thread that writes")]
+    Thread(#[source] io::Error),
+    /// A part ended that should not have.
+    #[error("{0} stopped unexpectedly")]
+    Died(String),
+}
+
+/// What the outside tells a running app.
+#[derive(Clone)]
+pub struct Signals {
+    /// Stop in order.
+    pub stop: CancellationToken,
+    /// Reads the settings anew, for a reload.
+    pub settings: Arc<dyn Fn() -> Result<Config, String> + Send + Sync>,
+    /// Somebody asks for a reload.
+    pub reload: Arc<Notify>,
+}
+
+/// Everything, built and not yet running.
+pub struct App {
+    config: Config,
+    clock: Clock,
+    store: Arc<dyn Store>,
+    writer: std::thread::JoinHandle<()>,
+    metrics: Arc<Metrics>,
+    readiness: Readiness,
+    routes: Arc<ArcSwap<Routes>>,
+    receiver: Arc<Receiver>,
+    sinks: Vec<(String, Arc<dyn Sink>, Wake)>,
+    tls: Option<Arc<Tls>>,
+}
+
+impl App {
+    /// Builds every part: opens the store, loads the certificate, makes the sinks. Nothing is
+    /// received or sent yet.
+    ///
+    /// # Errors
+    /// When a part cannot be built.
+    pub async fn build(config: Config, clock: Clock) -> Result<Self, AppError> {
+        let tls = match &config.server.hook.tls {
+            Some(settings) => Some(Arc::new(Tls::load(settings.clone())?)),
+            None => None,
+        };
+        let (store, writer, opened) = open(&config.store)?;
+        if opened.possible_repeats > 0 {
+            tracing::warn!(
+                deliveries = opened.possible_repeats,
+                "the last run ended in the middle of these; they go out again, marked"
+            );
+        }
+        let metrics = Arc::new(Metrics::new());
+        let readiness = Readiness::new();
+        let routes = Arc::new(ArcSwap::from_pointee(Routes::new(config.routes.clone())));
+        let sinks: Vec<_> = config
+            .sinks
+            .iter()
+            .map(|sink| (sink.name.clone(), sink.open(&clock), Wake::default()))
+            .collect();
+        metrics.configured(config.sinks.iter().map(|sink| sink.name.clone()));
+        metrics.reloaded(Some(clock.now()));
+        let client = sns::client()?;
+        for topic in &config.topics {
+            if let Some(endpoint) = &topic.endpoint {
+                tracing::warn!(
+                    topic = topic.arn.as_str(),
+                    endpoint,
+                    "this topic is not verified against AWS: whoever controls the endpoint can sign for it"
+                );
+            }
+        }
+        if let Err(error) = sns::verify::self_test() {
+            let error: &dyn std::error::Error = &error;
+            tracing::error!(
+                error,
+                "OpenSSL on this machine does not verify what SNS signs; is SHA-1 banned by policy?"
+            );
+            readiness.unready("crypto", error.to_string());
+        }
+        let receiver = Receiver::new(Parts {
+            verifier: Verifier::new(
+                config.topics.clone(),
+                client.clone(),
+                store.certificates().await?,
+            ),
+            topics: config.topics.clone(),
+            http: confirm::Http::new(client),
+            store: Arc::clone(&store),
+            routes: Arc::clone(&routes),
+            wakes: sinks
+                .iter()
+                .map(|(name, _, wake)| (name.clone(), wake.clone()))
+                .collect(),
+            clock: clock.clone(),
+            metrics: Arc::clone(&metrics),
+            readiness: readiness.clone(),
+            gap_hold: config.server.gap_hold,
+            after_gap: !opened.is_new,
+        });
+        for left in store.backlog().await? {
+            if left.waiting > 0 && !sinks.iter().any(|(name, ..)| *name == left.sink) {
+                tracing::error!(
+                    sink = left.sink,
+                    waiting = left.waiting,
+                    "deliveries wait for a sink that the settings no longer name; put it back, or they wait on"
+                );
+            }
+        }
+        Ok(Self {
+            config,
+            clock,
+            store,
+            writer,
+            metrics,
+            readiness,
+            routes,
+            receiver: Arc::new(receiver),
+            sinks,
+            tls,
+        })
+    }
+
+    /// Runs until it is told to stop, then ends in order: not ready, doors closed, workers done.
+    ///
+    /// # Errors
+    /// When a part ends by itself.
+    pub async fn run(self, listeners: Listeners, signals: Signals) -> Result<(), AppError> {
+        let drain = self.config.server.drain;
+        let (doors, workers, windows) = (
+            CancellationToken::new(),
+            CancellationToken::new(),
+            CancellationToken::new(),
+        );
+        let mut hook = Tasks::default();
+        let mut work = Tasks::default();
+        let mut rest = Tasks::default();
+        let door = match &self.tls {
+            Some(tls) => {
+                self.metrics.certificate_expires(tls.expires());
+                Door::Tls(listeners.hook, Arc::clone(tls))
+            }
+            None => Door::Plain(listeners.hook),
+        };
+        let receiver = Arc::clone(&self.receiver);
+        let router = hook::router(
+            &self.config.server.hook,
+            Arc::clone(&self.metrics),
+            move |post| {
+                let receiver = Arc::clone(&receiver);
+                async move {
+                    receiver
+                        .receive(&post.body, post.headers(), post.client)
+                        .await
+                }
+            },
+        );
+        let limits = self.config.server.hook.limits(drain);
+        let metrics = Arc::clone(&self.metrics);
+        hook.spawn("the listener for SNS", {
+            let doors = doors.clone();
+            serve("hook", door, router, limits, metrics, doors)
+        });
+        for (name, sink, wake) in &self.sinks {
+            let worker = Worker::new(name, Arc::clone(sink), wake.clone(), self.surroundings());
+            let stop = workers.clone();
+            work.spawn(format!("the worker of sink {name}"), async move {
+                worker.run(&stop).await;
+            });
+        }
+        let admin = admin::router(&self.config.admin, self.admin_parts(&signals));
+        let admin_doors = [
+            listeners.admin.map(Door::Plain),
+            listeners.socket.map(Door::Unix),
+        ];
+        for door in admin_doors.into_iter().flatten() {
+            let (router, metrics) = (admin.clone(), Arc::clone(&self.metrics));
+            let stop = windows.clone();
+            rest.spawn(
+                "the admin listener",
+                serve("admin", door, router, admin::limits(drain), metrics, stop),
+            );
+        }
+        rest.spawn("the upkeep", self.upkeep(windows.clone()));
+        rest.spawn("the reload", self.reloads(&signals, windows.clone()));
+        tracing::info!("ready");
+
+        let outcome = tokio::select! {
+            () = signals.stop.cancelled() => Ok(()),
+            died = hook.any_ends() => Err(AppError::Died(died)),
+            died = work.any_ends() => Err(AppError::Died(died)),
+            died = rest.any_ends() => Err(AppError::Died(died)),
+        };
+        self.readiness.unready("shutdown", "it is being stopped");
+        tracing::info!("stopping");
+        doors.cancel();
+        hook.finish().await;
+        workers.cancel();
+        let deadline = later(self.clock.now(), drain);
+        tokio::select! {
+            () = work.finish() => {}
+            () = self.clock.sleep_until(deadline) => {
+                tracing::warn!("deliveries were still under way at the deadline; they go out again at the next start, marked");
+            }
+        }
+        windows.cancel();
+        rest.finish().await;
+        work.abort().await;
+        let Self {
+            store,
+            writer,
+            receiver,
+            sinks,
+            ..
+        } = self;
+        drop((store, receiver, sinks));
+        // The last handle is gone, so the writer ends; what it still has to commit takes no thread.
+        let ended = tokio::task::spawn_blocking(move || writer.join()).await;
+        if !matches!(ended, Ok(Ok(()))) {
+            tracing::error!("the writer did not end in order");
+        }
+        tracing::info!("stopped");
+        outcome
+    }
+
+    fn surroundings(&self) -> Surroundings {
+        Surroundings {
+            store: Arc::clone(&self.store),
+            routes: Arc::clone(&self.routes),
+            clock: self.clock.clone(),
+            metrics: Arc::clone(&self.metrics),
+        }
+    }
+}
+
+type Parted = (Arc<dyn Store>, std::thread::JoinHandle<()>, Opened);
+
+/// Opens the store, with its writer on a thread of its own.
+fn open(settings: &store::Settings) -> Result<Parted, AppError> {
+    let store::Engine::Sqlite(path) = &settings.engine;
+    let (store, writer, opened) = Sqlite::open(path)?;
+    let thread = std::thread::Builder::new()
+        .name("store".to_owned())
+        .spawn(move || writer.run())
+        .map_err(AppError::Thread)?;
+    Ok((Arc::new(store), thread, opened))
+}

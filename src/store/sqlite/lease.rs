@@ -1,0 +1,262 @@
+//! Handing out the prefix of each due lane that may go.
+
+use jiff::Timestamp;
+use rusqlite::{OptionalExtension as _, params};
+
+use super::read::{RawEvent, raw_event};
+use super::tables::{Tables, nanos};
+use crate::delivery::{SortKey, from_nanos};
+use crate::event::Status;
+use crate::store::{Lane, LaneId, Leased, Waiting};
+
+/// What a lease found, with the events still to be read: that is not the writer's work.
+#[derive(Default)]
+pub(super) struct RawLeased {
+    lanes: Vec<RawLane>,
+    next_due: Option<i64>,
+}
+
+struct RawLane {
+    lane: Lane,
+    waiting: Vec<(RawWaiting, RawEvent)>,
+}
+
+struct RawWaiting {
+    key: SortKey,
+    release_at: i64,
+    alone: bool,
+    event: i64,
+    tries: u32,
+    failing_since: Option<i64>,
+    resent: bool,
+    possible_repeat: bool,
+    progress: Option<String>,
+    terminal_sent: bool,
+}
+
+struct Due {
+    lane: i64,
+    route: i64,
+    epoch: i64,
+    high: Option<SortKey>,
+}
+
+impl RawLeased {
+    /// Reads the events.
+    pub(super) fn read(self) -> Leased {
+        let lanes = self.lanes.into_iter().map(RawLane::read).collect();
+        Leased {
+            lanes,
+            next_due: self.next_due.map(from_nanos),
+        }
+    }
+}
+
+impl RawLane {
+    fn read(self) -> Lane {
+        let waiting = self.waiting.into_iter().map(|(raw, event)| {
+            let stored = event.read();
+            Waiting {
+                event_id: stored.id,
+                event: stored.event,
+                received_at: stored.received_at,
+                key: raw.key,
+                repeat_of: stored.repeat_of,
+                conflict: stored.conflict,
+                terminal_sent: raw.terminal_sent,
+                resent: raw.resent,
+                possible_repeat: raw.possible_repeat,
+                tries: raw.tries,
+                failing_since: raw.failing_since.map(from_nanos),
+                progress: raw.progress,
+            }
+        });
+        Lane {
+            waiting: waiting.collect(),
+            ..self.lane
+        }
+    }
+}
+
+impl Tables<'_> {
+    /// Leases due lanes of one sink, at most `limit` deliveries in all.
+    pub(super) fn lease(
+        &mut self,
+        sink: &str,
+        now: Timestamp,
+        limit: usize,
+    ) -> rusqlite::Result<RawLeased> {
+        let sink = self.name(sink)?;
+        let mut leased = RawLeased::default();
+        if let Some(until) = self.rests_until(sink)?
+            && until > nanos(now)
+        {
+            leased.next_due = Some(until);
+            return Ok(leased);
+        }
+        let mut left = limit;
+        for due in self.due_lanes(sink, nanos(now), limit)? {
+            let waiting = self.prefix(&due, sink, nanos(now), left)?;
+            let Some((last, _)) = waiting.last() else {
+                // It was due too early; say when it really is.
+                self.make_due(due.lane)?;
+                continue;
+            };
+            self.connection
+                .prepare_cached(
+                    "UPDATE lane SET leased = 1, epoch = epoch + 1, due_at = NULL, leased_upto = ?2
+                     WHERE id = ?1",
+                )?
+                .execute(params![due.lane, last.key.as_bytes()])?;
+            left = left.saturating_sub(waiting.len());
+            leased.lanes.push(RawLane {
+                lane: Lane {
+                    id: LaneId(due.lane),
+                    route: self.text(due.route)?.as_ref().to_owned(),
+                    sink: self.text(sink)?.as_ref().to_owned(),
+                    epoch: due.epoch + 1,
+                    high: due.high,
+                    waiting: Vec::new(),
+                },
+                waiting,
+            });
+            if left == 0 {
+                break;
+            }
+        }
+        leased.next_due = self
+            .connection
+            .prepare_cached("SELECT min(due_at) FROM lane WHERE sink = ?1 AND due_at IS NOT NULL")?
+            .query_row([sink], |row| row.get(0))?;
+        Ok(leased)
+    }
+
+    /// Makes a lane due when what waits in it says, in SQL: a value computed elsewhere could lose
+    /// what was appended meanwhile.
+    pub(super) fn make_due(&self, lane: i64) -> rusqlite::Result<()> {
+        self.connection
+            .prepare_cached(
+                "UPDATE lane SET due_at = (
+                   SELECT max(lane.not_before, min(release_at)) FROM waiting WHERE lane = ?1)
+                 WHERE id = ?1",
+            )?
+            .execute([lane])?;
+        Ok(())
+    }
+
+    fn rests_until(&self, sink: i64) -> rusqlite::Result<Option<i64>> {
+        let found = self
+            .connection
+            .prepare_cached("SELECT paused_until FROM sink WHERE name = ?1")?
+            .query_row([sink], |row| row.get(0))
+            .optional()?;
+        Ok(found.flatten())
+    }
+
+    fn due_lanes(&self, sink: i64, now: i64, limit: usize) -> rusqlite::Result<Vec<Due>> {
+        self.connection
+            .prepare_cached(
+                "SELECT id, route, epoch, high FROM lane
+                 WHERE sink = ?1 AND due_at <= ?2 ORDER BY due_at LIMIT ?3",
+            )?
+            .query_map(params![sink, now, rows(limit)], |row| {
+                Ok(Due {
+                    lane: row.get(0)?,
+                    route: row.get(1)?,
+                    epoch: row.get(2)?,
+                    high: row.get::<_, Option<Vec<u8>>>(3)?.map(SortKey::from_bytes),
+                })
+            })?
+            .collect()
+    }
+
+    /// What of a lane may go: everything up to the greatest key whose release has come. What goes
+    /// alone neither waits for its turn nor brings others along.
+    fn prefix(
+        &self,
+        due: &Due,
+        sink: i64,
+        now: i64,
+        limit: usize,
+    ) -> rusqlite::Result<Vec<(RawWaiting, RawEvent)>> {
+        let mut rows = self
+            .connection
+            .prepare_cached(
+                "SELECT sort_key, release_at, alone, event, tries, failing_since, resent,
+                   possible_repeat, progress FROM waiting
+                 WHERE lane = ?1 AND (NOT alone OR release_at <= ?2) ORDER BY sort_key LIMIT ?3",
+            )?
+            .query_map(params![due.lane, now, rows(limit)], raw_waiting)?
+            .collect::<rusqlite::Result<Vec<_>>>()?;
+        let all_go = match rows.last() {
+            Some(last) if rows.len() == limit => self.is_released_beyond(due.lane, last, now)?,
+            _ => false,
+        };
+        if !all_go {
+            let may_go = |row: &RawWaiting| !row.alone && row.release_at <= now;
+            let upto = rows.iter().rposition(may_go).map_or(0, |last| last + 1);
+            let mut at = 0;
+            rows.retain(|row| {
+                at += 1;
+                at <= upto || row.alone
+            });
+        }
+        rows.into_iter()
+            .map(|mut row| {
+                let event = raw_event(self.connection, row.event)?;
+                if due.high.as_ref().is_some_and(|high| row.key < *high) {
+                    row.terminal_sent = self.is_ended(&event, due.route, sink)?;
+                }
+                Ok((row, event))
+            })
+            .collect()
+    }
+
+    fn is_released_beyond(&self, lane: i64, last: &RawWaiting, now: i64) -> rusqlite::Result<bool> {
+        self.connection
+            .prepare_cached(
+                "SELECT EXISTS (SELECT 1 FROM waiting INDEXED BY waiting_release
+                 WHERE lane = ?1 AND release_at <= ?2 AND sort_key > ?3 AND NOT alone)",
+            )?
+            .query_row(params![lane, now, last.key.as_bytes()], |row| row.get(0))
+    }
+
+    /// Whether the terminal status of the thing that `event` says to be in progress was sent.
+    fn is_ended(&self, event: &RawEvent, route: i64, sink: i64) -> rusqlite::Result<bool> {
+        if event.status.as_deref() != Some(Status::InProgress.as_str()) {
+            return Ok(false);
+        }
+        self.connection
+            .prepare_cached(
+                "SELECT EXISTS (
+                   SELECT 1 FROM step JOIN outcome ON outcome.event = step.event
+                   WHERE step.command_no = ?1 AND step.instance = ?2
+                     AND step.status IN ('Success', 'Failed', 'TimedOut', 'Cancelled')
+                     AND outcome.route = ?3 AND outcome.sink = ?4 AND outcome.result = 'sent')",
+            )?
+            .query_row(
+                params![event.command_no, event.instance, route, sink],
+                |row| row.get(0),
+            )
+    }
+}
+
+fn raw_waiting(row: &rusqlite::Row<'_>) -> rusqlite::Result<RawWaiting> {
+    Ok(RawWaiting {
+        key: SortKey::from_bytes(row.get(0)?),
+        release_at: row.get(1)?,
+        alone: row.get(2)?,
+        event: row.get(3)?,
+        tries: row.get(4)?,
+        failing_since: row.get(5)?,
+        resent: row.get(6)?,
+        possible_repeat: row.get(7)?,
+        progress: row.get(8)?,
+        terminal_sent: false,
+    })
+}
+
+/// A limit as SQLite takes it.
+fn rows(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
+}

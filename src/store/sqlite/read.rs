@@ -1,0 +1,348 @@
+//! Looking at what is kept. Needs nothing but a connection, so that the command line can look beside
+//! a running process.
+
+use std::collections::BTreeMap;
+
+use rusqlite::{Connection, OptionalExtension as _, Row, params, params_from_iter, types::Value};
+use secrecy::SecretString;
+
+use super::append::envelope;
+use super::settle::marks;
+use crate::delivery::{Outcome, from_nanos};
+use crate::event::{Event, Source};
+use crate::sns::{KnownCertificate, TopicArn};
+use crate::store::{
+    Backlog, DeadLetter, DeadSelection, Delivery, EventId, EventQuery, PastOutcome, StoredEvent,
+    Subscription, Tally,
+};
+
+/// The columns of [`RawEvent`], in order.
+const EVENT: &str = "event.id, (SELECT text FROM name WHERE name.id = event.topic), sns_time,
+    message_id, envelope, received_at, command_no, event.instance, status, repeat_of, conflict,
+    subject, body";
+
+/// An event's row.
+pub(super) struct RawEvent {
+    id: i64,
+    topic: String,
+    sns_time: i64,
+    message_id: String,
+    envelope: i64,
+    received_at: i64,
+    pub(super) command_no: Option<i64>,
+    pub(super) instance: Option<String>,
+    pub(super) status: Option<String>,
+    repeat_of: Option<i64>,
+    conflict: bool,
+    subject: Option<String>,
+    body: Vec<u8>,
+}
+
+impl RawEvent {
+    fn of(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            id: row.get(0)?,
+            topic: row.get(1)?,
+            sns_time: row.get(2)?,
+            message_id: row.get(3)?,
+            envelope: row.get(4)?,
+            received_at: row.get(5)?,
+            command_no: row.get(6)?,
+            instance: row.get(7)?,
+            status: row.get(8)?,
+            repeat_of: row.get(9)?,
+            conflict: row.get(10)?,
+            subject: row.get(11)?,
+            body: row.get(12)?,
+        })
+    }
+
+    /// Reads the event from what was signed: the one truth about it.
+    pub(super) fn read(self) -> StoredEvent {
+        let arn = self.topic.parse::<TopicArn>().ok();
+        let event = Event::read(&Source {
+            topic: &self.topic,
+            account: arn.as_ref().map_or("", TopicArn::account),
+            region: arn.as_ref().map_or("", TopicArn::region),
+            message_id: &self.message_id,
+            sent_at: from_nanos(self.sns_time),
+            subject: self.subject.as_deref(),
+            body: &String::from_utf8_lossy(&self.body),
+            envelope: envelope(self.envelope),
+        });
+        StoredEvent {
+            id: EventId(self.id),
+            event,
+            received_at: from_nanos(self.received_at),
+            repeat_of: self.repeat_of.map(EventId),
+            conflict: self.conflict,
+        }
+    }
+}
+
+pub(super) fn raw_event(connection: &Connection, id: i64) -> rusqlite::Result<RawEvent> {
+    connection
+        .prepare_cached(&format!("SELECT {EVENT} FROM event WHERE id = ?1"))?
+        .query_row([id], RawEvent::of)
+}
+
+pub(super) fn known(
+    connection: &Connection,
+    topic: &str,
+    sent_at: i64,
+    message_id: &str,
+) -> rusqlite::Result<Option<EventId>> {
+    connection
+        .prepare_cached(
+            "SELECT id FROM event WHERE topic = (SELECT id FROM name WHERE text = ?1)
+             AND sns_time = ?2 AND message_id = ?3",
+        )?
+        .query_row(params![topic, sent_at, message_id], |row| row.get(0))
+        .optional()
+        .map(|id| id.map(EventId))
+}
+
+pub(super) fn events(
+    connection: &Connection,
+    query: &EventQuery,
+) -> rusqlite::Result<Vec<StoredEvent>> {
+    let mut sql = format!("SELECT {EVENT} FROM event WHERE 1");
+    let mut values: Vec<Value> = Vec::new();
+    let mut also = |condition: &str, value: Value| {
+        sql.push_str(condition);
+        values.push(value);
+    };
+    if let Some(command) = &query.command {
+        let found = connection
+            .query_row(
+                "SELECT no, first_event FROM command WHERE id = ?1",
+                [command],
+                |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)),
+            )
+            .optional()?;
+        let Some((number, first_event)) = found else {
+            return Ok(Vec::new());
+        };
+        // History has no index by command; its first event bounds how far back to look.
+        also(" AND event.id >= ?", first_event.into());
+        also(" AND command_no = ?", number.into());
+    }
+    if let Some(instance) = &query.instance {
+        also(" AND event.instance = ?", instance.clone().into());
+    }
+    if let Some(topic) = &query.topic {
+        also(
+            " AND topic = (SELECT id FROM name WHERE text = ?)",
+            topic.clone().into(),
+        );
+    }
+    if let Some(before) = query.before {
+        also(" AND event.id < ?", before.0.into());
+    }
+    let limit = i64::try_from(query.limit).unwrap_or(i64::MAX);
+    also(" ORDER BY event.id DESC LIMIT ?", limit.into());
+    let mut statement = connection.prepare_cached(&sql)?;
+    let rows = statement.query_map(params_from_iter(values), RawEvent::of)?;
+    rows.map(|row| row.map(RawEvent::read)).collect()
+}
+
+pub(super) fn event(
+    connection: &Connection,
+    id: EventId,
+) -> rusqlite::Result<Option<(StoredEvent, Vec<Delivery>)>> {
+    let Some(raw) = raw_event(connection, id.0).optional()? else {
+        return Ok(None);
+    };
+    let mut deliveries: BTreeMap<(String, String), Delivery> = BTreeMap::new();
+    let of = |route: String, sink: String| Delivery {
+        route,
+        sink,
+        waits_until: None,
+        dead: false,
+        outcomes: Vec::new(),
+    };
+    let mut statement = connection.prepare_cached(
+        "SELECT r.text, s.text, at, result, marks, late, answer FROM outcome
+         JOIN name r ON r.id = route JOIN name s ON s.id = sink WHERE event = ?1 ORDER BY n",
+    )?;
+    let mut rows = statement.query([id.0])?;
+    while let Some(row) = rows.next()? {
+        let (route, sink): (String, String) = (row.get(0)?, row.get(1)?);
+        let result: String = row.get(3)?;
+        let past = PastOutcome {
+            at: from_nanos(row.get(2)?),
+            outcome: Outcome::from_word(&result).unwrap_or(Outcome::Retry),
+            marks: marks(row.get(4)?, row.get(5)?),
+            answer: row.get(6)?,
+        };
+        deliveries
+            .entry((route.clone(), sink.clone()))
+            .or_insert_with(|| of(route, sink))
+            .outcomes
+            .push(past);
+    }
+    // By event there is no index over what waits: it would be paid for at every delivery.
+    let mut statement = connection.prepare_cached(
+        "SELECT r.text, s.text, max(release_at, not_before), 0 FROM waiting
+         JOIN lane ON lane.id = waiting.lane JOIN name r ON r.id = route
+         JOIN name s ON s.id = sink WHERE event = ?1
+         UNION ALL SELECT r.text, s.text, NULL, 1 FROM dead
+         JOIN name r ON r.id = route JOIN name s ON s.id = sink WHERE event = ?1",
+    )?;
+    let mut rows = statement.query([id.0])?;
+    while let Some(row) = rows.next()? {
+        let (route, sink): (String, String) = (row.get(0)?, row.get(1)?);
+        let delivery = deliveries
+            .entry((route.clone(), sink.clone()))
+            .or_insert_with(|| of(route, sink));
+        delivery.waits_until = row.get::<_, Option<i64>>(2)?.map(from_nanos);
+        delivery.dead = row.get(3)?;
+    }
+    Ok(Some((raw.read(), deliveries.into_values().collect())))
+}
+
+/// The condition, over `dead`, that a selection stands for, and its values.
+pub(super) fn dead_condition(selection: &DeadSelection) -> (String, Vec<Value>) {
+    match selection {
+        DeadSelection::All => ("1".to_owned(), Vec::new()),
+        DeadSelection::Sink(sink) => (
+            "dead.sink = (SELECT id FROM name WHERE text = ?)".to_owned(),
+            vec![sink.clone().into()],
+        ),
+        DeadSelection::Ids(ids) => (
+            format!("dead.id IN ({})", vec!["?"; ids.len()].join(", ")),
+            ids.iter().map(|id| (*id).into()).collect(),
+        ),
+    }
+}
+
+pub(super) fn dead(
+    connection: &Connection,
+    selection: &DeadSelection,
+    limit: usize,
+) -> rusqlite::Result<Vec<DeadLetter>> {
+    let (condition, mut values) = dead_condition(selection);
+    values.push(i64::try_from(limit).unwrap_or(i64::MAX).into());
+    let mut statement = connection.prepare(&format!(
+        "SELECT {EVENT}, dead.id, r.text, s.text, died_at, tries, answer FROM dead
+         JOIN event ON event.id = dead.event JOIN name r ON r.id = route
+         JOIN name s ON s.id = sink WHERE {condition} ORDER BY dead.id DESC LIMIT ?"
+    ))?;
+    let rows = statement.query_map(params_from_iter(values), |row| {
+        Ok(DeadLetter {
+            event: RawEvent::of(row)?.read(),
+            id: row.get(13)?,
+            route: row.get(14)?,
+            sink: row.get(15)?,
+            died_at: from_nanos(row.get(16)?),
+            tries: row.get(17)?,
+            answer: row.get(18)?,
+        })
+    })?;
+    rows.collect()
+}
+
+pub(super) fn subscriptions(connection: &Connection) -> rusqlite::Result<Vec<Subscription>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT id, topic, token, asked_at, confirmed_at FROM subscription ORDER BY id DESC",
+    )?;
+    let rows = statement.query_map([], subscription)?;
+    rows.collect()
+}
+
+pub(super) fn subscription(row: &Row<'_>) -> rusqlite::Result<Subscription> {
+    Ok(Subscription {
+        id: row.get(0)?,
+        topic: row.get(1)?,
+        token: SecretString::from(row.get::<_, String>(2)?),
+        asked_at: from_nanos(row.get(3)?),
+        confirmed_at: row.get::<_, Option<i64>>(4)?.map(from_nanos),
+    })
+}
+
+pub(super) fn certificates(connection: &Connection) -> rusqlite::Result<Vec<KnownCertificate>> {
+    let mut statement = connection.prepare("SELECT url, pem, fetched_at FROM certificate")?;
+    let rows = statement.query_map([], |row| {
+        Ok(KnownCertificate {
+            url: row.get(0)?,
+            pem: row.get(1)?,
+            fetched_at: from_nanos(row.get(2)?),
+        })
+    })?;
+    rows.collect()
+}
+
+pub(super) fn backlog(connection: &Connection) -> rusqlite::Result<Vec<Backlog>> {
+    let mut statement = connection.prepare_cached(
+        "WITH waits AS (
+           SELECT lane.sink AS sink, count(*) AS number, min(event) AS oldest
+           FROM waiting JOIN lane ON lane.id = waiting.lane GROUP BY lane.sink),
+         buried AS (SELECT sink, count(*) AS number FROM dead GROUP BY sink)
+         SELECT name.text, coalesce(waits.number, 0),
+           (SELECT received_at FROM event WHERE event.id = waits.oldest),
+           coalesce(buried.number, 0), sink.paused_until
+         FROM name LEFT JOIN waits ON waits.sink = name.id
+           LEFT JOIN buried ON buried.sink = name.id LEFT JOIN sink ON sink.name = name.id
+         WHERE waits.sink IS NOT NULL OR buried.sink IS NOT NULL OR sink.paused_until IS NOT NULL
+         ORDER BY name.text",
+    )?;
+    let rows = statement.query_map([], |row| {
+        Ok(Backlog {
+            sink: row.get(0)?,
+            waiting: count(row, 1)?,
+            oldest: row.get::<_, Option<i64>>(2)?.map(from_nanos),
+            dead: count(row, 3)?,
+            rests_until: row.get::<_, Option<i64>>(4)?.map(from_nanos),
+        })
+    })?;
+    rows.collect()
+}
+
+pub(super) fn tally(connection: &Connection) -> rusqlite::Result<Vec<Tally>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT name.text, sum(owed), sum(sent), sum(muted), sum(redundant), sum(dropped),
+           sum(dead), (SELECT count(*) FROM waiting JOIN lane ON lane.id = waiting.lane
+                       WHERE lane.sink = tally.sink)
+         FROM tally JOIN name ON name.id = tally.sink GROUP BY tally.sink ORDER BY name.text",
+    )?;
+    let rows = statement.query_map([], |row| {
+        Ok(Tally {
+            sink: row.get(0)?,
+            owed: count(row, 1)?,
+            sent: count(row, 2)?,
+            muted: count(row, 3)?,
+            redundant: count(row, 4)?,
+            dropped: count(row, 5)?,
+            dead: count(row, 6)?,
+            waiting: count(row, 7)?,
+        })
+    })?;
+    rows.collect()
+}
+
+fn count(row: &Row<'_>, at: usize) -> rusqlite::Result<u64> {
+    Ok(u64::try_from(row.get::<_, i64>(at)?).unwrap_or_default())
+}
+
+/// Lanes in which something waits and that nobody is going to look at.
+pub(super) fn forgotten_lanes(connection: &Connection) -> rusqlite::Result<Vec<i64>> {
+    let mut next = connection.prepare_cached(
+        "SELECT waiting.lane, due_at IS NULL AND NOT leased FROM waiting
+         LEFT JOIN lane ON lane.id = waiting.lane WHERE waiting.lane > ?1
+         ORDER BY waiting.lane LIMIT 1",
+    )?;
+    let mut forgotten = Vec::new();
+    let mut at = i64::MIN;
+    while let Some((lane, is_forgotten)) = next
+        .query_row([at], |row| {
+            Ok((row.get::<_, i64>(0)?, row.get::<_, Option<bool>>(1)?))
+        })
+        .optional()?
+    {
+        at = lane;
+        if is_forgotten == Some(true) {
+            forgotten.push(lane);
+        }
+    }
+    Ok(forgotten)
+}

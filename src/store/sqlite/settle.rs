@@ -1,0 +1,218 @@
+//! Recording what became of leased lanes, and giving them back.
+
+use rusqlite::{OptionalExtension as _, params};
+
+use super::tables::{Tables, nanos};
+use crate::delivery::{Marks, Outcome};
+use crate::store::{Settled, Settlement};
+
+struct LaneRow {
+    epoch: i64,
+    leased: bool,
+    kind: i64,
+    number: i64,
+    instance: String,
+    route: i64,
+    sink: i64,
+}
+
+impl Tables<'_> {
+    /// Records one lane's results. Under an old epoch only what was sent is recorded: the rest is
+    /// somebody else's by now.
+    pub(super) fn settle(&mut self, settlement: &Settlement) -> rusqlite::Result<()> {
+        let id = settlement.lane.0;
+        let Some(lane) = self.lane_row(id)? else {
+            return Ok(());
+        };
+        let is_ours = lane.leased && lane.epoch == settlement.epoch;
+        for settled in &settlement.results {
+            if is_ours || settled.outcome == Outcome::Sent {
+                self.record(id, &lane, settled)?;
+            }
+        }
+        if !is_ours {
+            return Ok(());
+        }
+        // A lane that had its turn goes behind those that wait for theirs.
+        let had_its_turn = settlement.results.iter().map(|settled| settled.at).max();
+        let not_before = settlement.not_before.or(had_its_turn).map_or(0, nanos);
+        self.connection
+            .prepare_cached(
+                "UPDATE lane SET leased = 0, leased_upto = NULL, not_before = ?2 WHERE id = ?1",
+            )?
+            .execute([id, not_before])?;
+        self.make_due(id)?;
+        self.connection
+            .prepare_cached(
+                "DELETE FROM lane WHERE id = ?1 AND kind = ?2
+                 AND NOT EXISTS (SELECT 1 FROM waiting WHERE lane = ?1)",
+            )?
+            .execute([id, super::append::KIND_OWN])?;
+        Ok(())
+    }
+
+    fn record(&mut self, id: i64, lane: &LaneRow, settled: &Settled) -> rusqlite::Result<()> {
+        let key = settled.key.as_bytes();
+        let waited = if settled.outcome.waits() {
+            let parked_until = (settled.outcome == Outcome::Parked)
+                .then_some(settled.again_at)
+                .flatten()
+                .map(nanos);
+            self.connection
+                .prepare_cached(
+                    "UPDATE waiting SET tries = tries + 1, failing_since = ?3, progress = ?4,
+                       possible_repeat = possible_repeat OR ?5, alone = alone OR ?6 IS NOT NULL,
+                       release_at = coalesce(?6, release_at)
+                     WHERE lane = ?1 AND sort_key = ?2",
+                )?
+                .execute(params![
+                    id,
+                    key,
+                    settled.failing_since.map(nanos),
+                    settled.progress,
+                    settled.marks.possible_repeat,
+                    parked_until
+                ])?;
+            self.tries(id, key)?
+        } else {
+            let tries = self.tries(id, key)?;
+            self.connection
+                .prepare_cached("DELETE FROM waiting WHERE lane = ?1 AND sort_key = ?2")?
+                .execute(params![id, key])?;
+            tries
+        };
+        let Some(tries) = waited else {
+            // It was recorded before; a result that is kept and written again changes nothing.
+            return Ok(());
+        };
+        self.insert_outcome(settled.event.0, lane.route, lane.sink, settled)?;
+        let book = self.book(lane.sink, settled.at);
+        match settled.outcome {
+            Outcome::Sent => book.sent += 1,
+            Outcome::Muted => book.muted += 1,
+            Outcome::Redundant => book.redundant += 1,
+            Outcome::Dropped => book.dropped += 1,
+            Outcome::Dead => book.dead += 1,
+            Outcome::Retry | Outcome::Parked => {}
+        }
+        match settled.outcome {
+            Outcome::Sent => self.raise_watermark(id, key),
+            Outcome::Dead => self.bury(lane, settled, tries),
+            _ => Ok(()),
+        }
+    }
+
+    fn lane_row(&self, id: i64) -> rusqlite::Result<Option<LaneRow>> {
+        self.connection
+            .prepare_cached(
+                "SELECT epoch, leased, kind, number, instance, route, sink FROM lane WHERE id = ?1",
+            )?
+            .query_row([id], |row| {
+                Ok(LaneRow {
+                    epoch: row.get(0)?,
+                    leased: row.get(1)?,
+                    kind: row.get(2)?,
+                    number: row.get(3)?,
+                    instance: row.get(4)?,
+                    route: row.get(5)?,
+                    sink: row.get(6)?,
+                })
+            })
+            .optional()
+    }
+
+    /// How often a delivery was tried; `None` when it does not wait.
+    fn tries(&self, lane: i64, key: &[u8]) -> rusqlite::Result<Option<i64>> {
+        self.connection
+            .prepare_cached("SELECT tries FROM waiting WHERE lane = ?1 AND sort_key = ?2")?
+            .query_row(params![lane, key], |row| row.get(0))
+            .optional()
+    }
+
+    pub(super) fn insert_outcome(
+        &self,
+        event: i64,
+        route: i64,
+        sink: i64,
+        settled: &Settled,
+    ) -> rusqlite::Result<()> {
+        let late = settled
+            .marks
+            .late
+            .map(|late| i64::try_from(late.as_nanos()).unwrap_or(i64::MAX));
+        self.connection
+            .prepare_cached(
+                "INSERT INTO outcome (event, route, sink, n, at, result, marks, late, answer)
+                 SELECT ?1, ?2, ?3, coalesce(max(n), 0) + 1, ?4, ?5, ?6, ?7, ?8 FROM outcome
+                 WHERE event = ?1 AND route = ?2 AND sink = ?3",
+            )?
+            .execute(params![
+                event,
+                route,
+                sink,
+                nanos(settled.at),
+                settled.outcome.word(),
+                mark_bits(&settled.marks),
+                late,
+                settled.answer,
+            ])?;
+        Ok(())
+    }
+
+    fn raise_watermark(&self, lane: i64, key: &[u8]) -> rusqlite::Result<()> {
+        self.connection
+            .prepare_cached("UPDATE lane SET high = max(coalesce(high, x''), ?2) WHERE id = ?1")?
+            .execute(params![lane, key])?;
+        Ok(())
+    }
+
+    fn bury(&self, lane: &LaneRow, settled: &Settled, tries: i64) -> rusqlite::Result<()> {
+        self.connection
+            .prepare_cached(
+                "INSERT INTO dead (event, kind, number, instance, route, sink, sort_key, died_at,
+                   tries, answer) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+            )?
+            .execute(params![
+                settled.event.0,
+                lane.kind,
+                lane.number,
+                lane.instance,
+                lane.route,
+                lane.sink,
+                settled.key.as_bytes(),
+                nanos(settled.at),
+                tries + 1,
+                settled.answer,
+            ])?;
+        Ok(())
+    }
+}
+
+const REPEAT: i64 = 1;
+const POSSIBLE_REPEAT: i64 = 2;
+const RESENT: i64 = 4;
+const CONFLICT: i64 = 8;
+
+fn mark_bits(marks: &Marks) -> i64 {
+    [
+        (marks.repeat, REPEAT),
+        (marks.possible_repeat, POSSIBLE_REPEAT),
+        (marks.resent, RESENT),
+        (marks.conflict, CONFLICT),
+    ]
+    .iter()
+    .filter(|(set, _)| *set)
+    .map(|(_, bit)| bit)
+    .sum()
+}
+
+/// The marks that [`mark_bits`] made into a number.
+pub(super) fn marks(bits: i64, late: Option<i64>) -> Marks {
+    Marks {
+        late: late.map(|nanos| std::time::Duration::from_nanos(nanos.unsigned_abs())),
+        repeat: bits & REPEAT != 0,
+        possible_repeat: bits & POSSIBLE_REPEAT != 0,
+        resent: bits & RESENT != 0,
+        conflict: bits & CONFLICT != 0,
+    }
+}

@@ -1,0 +1,149 @@
+//! One transaction's view of the tables, and what is remembered between transactions.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension as _, params};
+
+use crate::delivery::clamped_nanos;
+
+/// What was looked up before and cannot have changed, since one thread alone writes. Forgotten when
+/// a transaction fails: part of it may never have been written.
+#[derive(Default)]
+pub(super) struct Known {
+    names: HashMap<Arc<str>, i64>,
+    texts: HashMap<i64, Arc<str>>,
+    commands: HashMap<String, i64>,
+}
+
+/// How many commands are remembered; what is forgotten is looked up.
+const MOST_COMMANDS: usize = 4096;
+
+/// The tables within one transaction.
+pub(super) struct Tables<'t> {
+    pub(super) connection: &'t Connection,
+    known: &'t mut Known,
+    tally: HashMap<(i64, i64), Change>,
+}
+
+/// What one transaction adds to the books of a sink.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Change {
+    pub(super) owed: i64,
+    pub(super) sent: i64,
+    pub(super) muted: i64,
+    pub(super) redundant: i64,
+    pub(super) dropped: i64,
+    pub(super) dead: i64,
+}
+
+impl<'t> Tables<'t> {
+    pub(super) fn new(connection: &'t Connection, known: &'t mut Known) -> Self {
+        Self {
+            connection,
+            known,
+            tally: HashMap::new(),
+        }
+    }
+
+    /// The number of a topic, route or sink, given when it is first met.
+    pub(super) fn name(&mut self, text: &str) -> rusqlite::Result<i64> {
+        if let Some(number) = self.known.names.get(text) {
+            return Ok(*number);
+        }
+        self.connection
+            .prepare_cached("INSERT INTO name (text) VALUES (?1) ON CONFLICT DO NOTHING")?
+            .execute([text])?;
+        let number = self
+            .connection
+            .prepare_cached("SELECT id FROM name WHERE text = ?1")?
+            .query_row([text], |row| row.get(0))?;
+        let text: Arc<str> = text.into();
+        self.known.names.insert(Arc::clone(&text), number);
+        self.known.texts.insert(number, text);
+        Ok(number)
+    }
+
+    /// The text of a name.
+    pub(super) fn text(&mut self, number: i64) -> rusqlite::Result<Arc<str>> {
+        if let Some(text) = self.known.texts.get(&number) {
+            return Ok(Arc::clone(text));
+        }
+        let text: Arc<str> = self
+            .connection
+            .prepare_cached("SELECT text FROM name WHERE id = ?1")?
+            .query_row([number], |row| row.get::<_, String>(0))?
+            .into();
+        self.known.texts.insert(number, Arc::clone(&text));
+        Ok(text)
+    }
+
+    /// The number of a command, given when it is first met.
+    pub(super) fn command(&mut self, id: &str) -> rusqlite::Result<i64> {
+        if let Some(number) = self.known.commands.get(id) {
+            return Ok(*number);
+        }
+        let found = self
+            .connection
+            .prepare_cached("SELECT no FROM command WHERE id = ?1")?
+            .query_row([id], |row| row.get(0))
+            .optional()?;
+        let number = match found {
+            Some(number) => number,
+            None => {
+                self.connection
+                    .prepare_cached(
+                        "INSERT INTO command (id, first_event)
+                         VALUES (?1, (SELECT coalesce(max(id), 0) + 1 FROM event))",
+                    )?
+                    .execute([id])?;
+                self.connection.last_insert_rowid()
+            }
+        };
+        if self.known.commands.len() >= MOST_COMMANDS {
+            self.known.commands.clear();
+        }
+        self.known.commands.insert(id.to_owned(), number);
+        Ok(number)
+    }
+
+    /// Forgets the commands: some of them were deleted.
+    pub(super) fn forget_commands(&mut self) {
+        self.known.commands.clear();
+    }
+
+    /// The books of a sink for the day of `at`, to be changed.
+    pub(super) fn book(&mut self, sink: i64, at: Timestamp) -> &mut Change {
+        let day = at.as_second().div_euclid(86_400);
+        self.tally.entry((sink, day)).or_default()
+    }
+
+    /// Writes what was changed in the books, once for the whole transaction.
+    pub(super) fn write_tally(&mut self) -> rusqlite::Result<()> {
+        let mut statement = self.connection.prepare_cached(
+            "INSERT INTO tally (sink, day, owed, sent, muted, redundant, dropped, dead)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+             ON CONFLICT DO UPDATE SET owed = owed + ?3, sent = sent + ?4, muted = muted + ?5,
+               redundant = redundant + ?6, dropped = dropped + ?7, dead = dead + ?8",
+        )?;
+        for ((sink, day), it) in self.tally.drain() {
+            statement.execute(params![
+                sink,
+                day,
+                it.owed,
+                it.sent,
+                it.muted,
+                it.redundant,
+                it.dropped,
+                it.dead
+            ])?;
+        }
+        Ok(())
+    }
+}
+
+/// A moment as the tables keep it: nanoseconds since the epoch.
+pub(super) fn nanos(at: Timestamp) -> i64 {
+    clamped_nanos(at)
+}
