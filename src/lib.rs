@@ -13,6 +13,7 @@ pub mod clock;
 pub mod deliver;
 pub mod delivery;
 pub mod event;
+pub mod fault;
 pub mod health;
 pub mod metrics;
 pub mod order;

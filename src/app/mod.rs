@@ -131,7 +131,7 @@ impl App {
                 );
             }
         }
-        if let Err(error) = sns::verify::self_test() {
+        if let Err(error) = sns::self_test() {
             let error: &dyn std::error::Error = &error;
             tracing::error!(
                 error,

@@ -5,19 +5,21 @@
 //! fetched. Rules and attacks: AWS's documentation of SNS message verification, and what public
 //! verifiers got wrong.
 //!
-//! Reading order: [`arn`], [`envelope`], [`certificate`], [`verify`], [`confirm`]; [`signer`] plays
+//! Reading order: [`arn`], `envelope`, [`certificate`], [`verify`], [`confirm`]; [`signer`] plays
 //! SNS for the demo, the tests and the benchmark.
 
 pub mod arn;
 pub mod certificate;
 pub mod confirm;
-pub mod envelope;
+mod envelope;
+mod self_test;
 pub mod signer;
 pub mod verify;
 
 pub use arn::TopicArn;
 pub use certificate::KnownCertificate;
 pub use envelope::MessageType;
+pub use self_test::{SelfTestError, self_test};
 pub use verify::{Answer, Headers, Refusal, Verified, Verifier};
 
 /// One topic that the settings allow.
@@ -32,4 +34,22 @@ pub struct TopicSettings {
     pub endpoint: Option<String>,
     /// Whether signature version 1 (SHA-1), which is SNS's default, is accepted.
     pub allow_version_1: bool,
+}
+
+/// How long a call to SNS may take to connect, and in all.
+const CONNECT: std::time::Duration = std::time::Duration::from_secs(5);
+const CALL: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// A client for SNS: follows no redirects, and knows no proxy.
+///
+/// # Errors
+/// When TLS cannot be set up.
+pub fn client() -> Result<reqwest::Client, reqwest::Error> {
+    reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .connect_timeout(CONNECT)
+        .timeout(CALL)
+        .user_agent(concat!("runbell/", env!("CARGO_PKG_VERSION")))
+        .build()
 }

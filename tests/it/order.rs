@@ -27,7 +27,13 @@ fn life(command: &str) -> Vec<Arrival> {
     LIFE.iter()
         .enumerate()
         .map(|(number, (instance, status, second))| {
-            Arrival::new(command, instance, status, at(*second), &format!("{command}-{number}"))
+            Arrival::new(
+                command,
+                instance,
+                status,
+                at(*second),
+                &format!("{command}-{number}"),
+            )
         })
         .collect()
 }
@@ -41,7 +47,9 @@ const ORDERS: [&str; 3] = ["command", "instance", "topic"];
 
 /// What identifies a step on the way out.
 fn steps(sent: &[Sent]) -> Vec<(String, String)> {
-    sent.iter().map(|one| (one.instance.clone(), one.status.clone())).collect()
+    sent.iter()
+        .map(|one| (one.instance.clone(), one.status.clone()))
+        .collect()
 }
 
 /// Splits by what a lane of `order` holds, keeping the order within.
@@ -53,8 +61,11 @@ fn by_lane(order: &str, sent: &[Sent]) -> Vec<Vec<(String, String)>> {
     instances
         .iter()
         .map(|instance| {
-            let own: Vec<_> =
-                sent.iter().filter(|one| one.instance == *instance).cloned().collect();
+            let own: Vec<_> = sent
+                .iter()
+                .filter(|one| one.instance == *instance)
+                .cloned()
+                .collect();
             steps(&own)
         })
         .collect()
@@ -103,8 +114,15 @@ async fn every_arrival_order_of_seven_events_leaves_in_one_order() {
             street.fresh_topic(number);
             let sent = within_the_hold(&street, &arrivals).await;
             let lanes = by_lane(order, &sent);
-            assert!(sent.iter().all(|one| !one.late), "{order} {numbers:?}: {sent:?}");
-            assert_eq!(sent.len(), 7, "{order} {numbers:?}: each step once: {sent:?}");
+            assert!(
+                sent.iter().all(|one| !one.late),
+                "{order} {numbers:?}: {sent:?}"
+            );
+            assert_eq!(
+                sent.len(),
+                7,
+                "{order} {numbers:?}: each step once: {sent:?}"
+            );
             let expected = expected.get_or_insert_with(|| lanes.clone());
             assert_eq!(&lanes, expected, "{order} {numbers:?}");
         }
@@ -123,7 +141,10 @@ async fn without_a_hold_the_order_of_arrival_shows() {
             street.fresh_topic(number);
             orders.insert(steps(&within_the_hold(&street, &arrivals).await));
         }
-        assert!(orders.len() > 1, "{order}: the test would not notice a missing hold");
+        assert!(
+            orders.len() > 1,
+            "{order}: the test would not notice a missing hold"
+        );
         street.assert_sound().await;
     }
 }
@@ -136,7 +157,10 @@ struct Plan {
 
 fn plan() -> impl Strategy<Value = Plan> {
     let arrival = (0_usize..40, 0_u64..9_000, any::<bool>());
-    (prop::sample::select(ORDERS.to_vec()), prop::collection::vec(arrival, 1..60))
+    (
+        prop::sample::select(ORDERS.to_vec()),
+        prop::collection::vec(arrival, 1..60),
+    )
         .prop_map(|(order, arrivals)| Plan { order, arrivals })
 }
 

@@ -44,14 +44,22 @@ impl TestStore {
     /// Ends the writer and leaves the file.
     pub async fn stop(&mut self) {
         let (store, writer) = self.open.take().unwrap();
-        assert_eq!(Arc::strong_count(&store), 1, "somebody still holds the store");
+        assert_eq!(
+            Arc::strong_count(&store),
+            1,
+            "somebody still holds the store"
+        );
         drop(store);
-        tokio::task::spawn_blocking(move || writer.join().unwrap()).await.unwrap();
+        tokio::task::spawn_blocking(move || writer.join().unwrap())
+            .await
+            .unwrap();
     }
 
     fn start(&mut self) {
         let (store, writer, opened) = Sqlite::open(&self.path()).unwrap();
-        let thread = std::thread::Builder::new().spawn(move || writer.run()).unwrap();
+        let thread = std::thread::Builder::new()
+            .spawn(move || writer.run())
+            .unwrap();
         self.opened = opened;
         self.open = Some((Arc::new(store), thread));
     }

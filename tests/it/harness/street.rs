@@ -52,7 +52,10 @@ impl Arrival {
 
     /// The same step in a notification of its own.
     pub fn told_again(&self) -> Self {
-        Self { message_id: format!("{}-again", self.message_id), ..self.clone() }
+        Self {
+            message_id: format!("{}-again", self.message_id),
+            ..self.clone()
+        }
     }
 }
 
@@ -73,7 +76,10 @@ struct Listener(Mutex<Vec<Notice>>);
 #[async_trait]
 impl Sink for Listener {
     fn capacity(&self) -> Capacity {
-        Capacity { per_send: 1000, at_once: 1 }
+        Capacity {
+            per_send: 1000,
+            at_once: 1,
+        }
     }
 
     async fn send(&self, notices: &[Notice]) -> Vec<Verdict> {
@@ -99,7 +105,10 @@ impl Street {
         let clock = Clock::by_hand("2026-11-23T10:00:10Z".parse().unwrap());
         let store = TestStore::open().await;
         let text = format!("name = \"r\"\nto = [\"s\"]\norder = \"{order}\"\nhold = \"{hold}\"");
-        let route = toml::from_str::<runbell::route::Settings>(&text).unwrap().check().unwrap();
+        let route = toml::from_str::<runbell::route::Settings>(&text)
+            .unwrap()
+            .check()
+            .unwrap();
         let routes = Arc::new(ArcSwap::from_pointee(Routes::new(vec![route])));
         let listener = Arc::new(Listener::default());
         let around = Surroundings {
@@ -153,7 +162,11 @@ impl Street {
             envelope: EnvelopeKind::Notification,
         });
         let owed = self.routes.load().owed(&event, None);
-        let append = Append { event, owed, received_at: self.clock.now() };
+        let append = Append {
+            event,
+            owed,
+            received_at: self.clock.now(),
+        };
         self.store.handle().append(append).await.unwrap();
     }
 

@@ -27,17 +27,24 @@ async fn a_file_that_is_not_ours_is_left_alone() {
     let text = folder.path().join("notes.txt");
     let content = "shopping list, not a database".repeat(100);
     std::fs::write(&text, &content).unwrap();
-    assert!(open_error(&text).contains("not a database"), "{}", open_error(&text));
+    assert!(
+        open_error(&text).contains("not a database"),
+        "{}",
+        open_error(&text)
+    );
     assert_eq!(std::fs::read_to_string(&text).unwrap(), content);
 
     let foreign = folder.path().join("foreign.db");
     let connection = rusqlite::Connection::open(&foreign).unwrap();
-    connection.execute_batch("CREATE TABLE precious (thing)").unwrap();
+    connection
+        .execute_batch("CREATE TABLE precious (thing)")
+        .unwrap();
     drop(connection);
     assert!(open_error(&foreign).contains("belongs to another program"));
     let connection = rusqlite::Connection::open(&foreign).unwrap();
-    let tables: i64 =
-        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).unwrap();
+    let tables: i64 = connection
+        .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
+        .unwrap();
     assert_eq!(tables, 1);
 
     let nowhere = folder.path().join("missing/runbell.db");
@@ -52,8 +59,15 @@ async fn a_newer_file_and_a_file_in_use_are_refused() {
     assert!(open_error(&path).contains("another Runbell uses"));
     let looked = Sqlite::look(&path).unwrap();
     assert!(looked.backlog().await.unwrap().is_empty());
-    let append = Append { event: event("m", "i", "Success", 0), owed: vec![], received_at: at(0) };
-    assert!(matches!(looked.append(append).await, Err(StoreError::Gone(_))));
+    let append = Append {
+        event: event("m", "i", "Success", 0),
+        owed: vec![],
+        received_at: at(0),
+    };
+    assert!(matches!(
+        looked.append(append).await,
+        Err(StoreError::Gone(_))
+    ));
     drop(looked);
     store.stop().await;
     let connection = rusqlite::Connection::open(&path).unwrap();
@@ -72,7 +86,9 @@ impl SmallDisk {
             .args(["-t", "tmpfs", "-o", "size=12m", "tmpfs"])
             .arg(folder.path())
             .status();
-        mounted.is_ok_and(|status| status.success()).then(|| Self(folder))
+        mounted
+            .is_ok_and(|status| status.success())
+            .then(|| Self(folder))
     }
 }
 
@@ -90,11 +106,17 @@ async fn a_full_disk_refuses_what_is_new_records_what_was_sent_and_recovers() {
     };
     let path = disk.0.path().join("runbell.db");
     let (store, writer, _) = Sqlite::open(&path).unwrap();
-    let thread = std::thread::Builder::new().spawn(move || writer.run()).unwrap();
+    let thread = std::thread::Builder::new()
+        .spawn(move || writer.run())
+        .unwrap();
     let append = |number: usize| {
         let event = event(&format!("m-{number}"), &format!("i-{number}"), "Success", 0);
         let owed = vec![owed(&event, "s", LaneKey::Topic, 0)];
-        store.append(Append { event, owed, received_at: at(0) })
+        store.append(Append {
+            event,
+            owed,
+            received_at: at(0),
+        })
     };
     append(0).await.unwrap();
     let lanes = store.lease("s", at(1), 9).await.unwrap().lanes;
@@ -111,7 +133,10 @@ async fn a_full_disk_refuses_what_is_new_records_what_was_sent_and_recovers() {
         }
     };
     assert!(matches!(refused, StoreError::Full(_)), "{refused:?}");
-    let settlements = lanes.iter().map(|lane| settled(lane, &Outcome::Sent, 2)).collect();
+    let settlements = lanes
+        .iter()
+        .map(|lane| settled(lane, &Outcome::Sent, 2))
+        .collect();
     store.settle(settlements).await.unwrap();
     std::fs::remove_file(&filler).unwrap();
     append(accepted).await.unwrap();
@@ -119,5 +144,7 @@ async fn a_full_disk_refuses_what_is_new_records_what_was_sent_and_recovers() {
     assert_eq!(tally[0].sent, 1);
     assert_eq!(tally[0].owed, u64::try_from(accepted).unwrap() + 1);
     drop(store);
-    tokio::task::spawn_blocking(move || thread.join().unwrap()).await.unwrap();
+    tokio::task::spawn_blocking(move || thread.join().unwrap())
+        .await
+        .unwrap();
 }

@@ -44,14 +44,30 @@ pub(crate) fn read(id: &str, body: &str, second: i64) -> Event {
 }
 
 pub(crate) fn owed(event: &Event, sink: &str, lane: LaneKey, hold: u64) -> Owed {
-    let leading = if lane == LaneKey::Instance { Leading::Rank } else { Leading::Time };
-    let instance = event.command().and_then(|it| it.instance.clone()).unwrap_or_default();
+    let leading = if lane == LaneKey::Instance {
+        Leading::Rank
+    } else {
+        Leading::Time
+    };
+    let instance = event
+        .command()
+        .and_then(|it| it.instance.clone())
+        .unwrap_or_default();
     Owed {
         route: "r".to_owned(),
         sink: sink.to_owned(),
         lane,
-        key: SortKey::new(leading, event.sort_time, event.rank(), &instance, &event.message_id),
-        hold: Hold { at_most: Duration::from_secs(hold), release: Release::AtEnd },
+        key: SortKey::new(
+            leading,
+            event.sort_time,
+            event.rank(),
+            &instance,
+            &event.message_id,
+        ),
+        hold: Hold {
+            at_most: Duration::from_secs(hold),
+            release: Release::AtEnd,
+        },
     }
 }
 
@@ -62,7 +78,15 @@ async fn arrives(store: &dyn Store, event: Event, second: i64) -> EventId {
 }
 
 async fn stored(store: &dyn Store, event: Event, owed: Vec<Owed>, second: i64) -> EventId {
-    match store.append(Append { event, owed, received_at: at(second) }).await.unwrap() {
+    match store
+        .append(Append {
+            event,
+            owed,
+            received_at: at(second),
+        })
+        .await
+        .unwrap()
+    {
         Appended::Stored { id, .. } => id,
         Appended::Known { id } => panic!("{id:?} is known"),
     }
@@ -74,7 +98,9 @@ async fn lease(store: &dyn Store, second: i64) -> Vec<Lane> {
 
 fn instances(lanes: &[Lane]) -> Vec<String> {
     let waiting = lanes.iter().flat_map(|lane| &lane.waiting);
-    waiting.map(|one| one.event.command().unwrap().instance.clone().unwrap()).collect()
+    waiting
+        .map(|one| one.event.command().unwrap().instance.clone().unwrap())
+        .collect()
 }
 
 pub(crate) fn settled(lane: &Lane, outcome: &Outcome, second: i64) -> Settlement {
@@ -89,7 +115,12 @@ pub(crate) fn settled(lane: &Lane, outcome: &Outcome, second: i64) -> Settlement
         failing_since: outcome.waits().then(|| at(second)),
         progress: outcome.waits().then(|| "half".to_owned()),
     });
-    Settlement { lane: lane.id, epoch: lane.epoch, results: results.collect(), not_before: None }
+    Settlement {
+        lane: lane.id,
+        epoch: lane.epoch,
+        results: results.collect(),
+        not_before: None,
+    }
 }
 
 /// The books balance and no lane was forgotten.
@@ -105,19 +136,35 @@ async fn assert_sound(store: &dyn Store) {
 async fn an_event_is_kept_once_whatever_is_in_it() {
     let store = TestStore::open().await;
     let store = store.handle();
-    let bodies = ["{}", "", "nul \0 and \u{2028}", "\u{10ffff}", &"x".repeat(300_000)];
+    let bodies = [
+        "{}",
+        "",
+        "nul \0 and \u{2028}",
+        "\u{10ffff}",
+        &"x".repeat(300_000),
+    ];
     for (number, body) in bodies.into_iter().enumerate() {
         let event = read(&format!("m-{number}"), body, 0);
         let id = stored(&*store, event.clone(), Vec::new(), 0).await;
-        let again = Append { event: event.clone(), owed: Vec::new(), received_at: at(9) };
+        let again = Append {
+            event: event.clone(),
+            owed: Vec::new(),
+            received_at: at(9),
+        };
         assert_eq!(store.append(again).await.unwrap(), Appended::Known { id });
         let (kept, deliveries) = store.event(id).await.unwrap().unwrap();
         assert_eq!(kept.event, event);
         assert_eq!(kept.received_at, at(0));
         assert!(deliveries.is_empty());
-        let known = store.known(TOPIC, event.sent_at, &event.message_id).await.unwrap();
+        let known = store
+            .known(TOPIC, event.sent_at, &event.message_id)
+            .await
+            .unwrap();
         assert_eq!(known, Some(id));
-        let elsewhere = store.known("arn:other", event.sent_at, &event.message_id).await.unwrap();
+        let elsewhere = store
+            .known("arn:other", event.sent_at, &event.message_id)
+            .await
+            .unwrap();
         assert_eq!(elsewhere, None);
     }
 }
@@ -134,12 +181,26 @@ async fn a_hold_that_is_over_takes_everything_before_it_along() {
     assert_eq!(early.next_due, Some(at(8)));
     let lanes = lease(&*store, 8).await;
     assert_eq!(instances(&lanes), ["i-1", "i-3"]);
-    assert!(lease(&*store, 20).await.is_empty(), "a leased lane is not leased again");
-    store.settle(vec![settled(&lanes[0], &Outcome::Sent, 8)]).await.unwrap();
+    assert!(
+        lease(&*store, 20).await.is_empty(),
+        "a leased lane is not leased again"
+    );
+    store
+        .settle(vec![settled(&lanes[0], &Outcome::Sent, 8)])
+        .await
+        .unwrap();
     let lanes = lease(&*store, 20).await;
     assert_eq!(instances(&lanes), ["i-9"]);
-    assert!(lanes[0].high.as_ref().is_some_and(|high| high.time() == at(3)));
-    store.settle(vec![settled(&lanes[0], &Outcome::Sent, 20)]).await.unwrap();
+    assert!(
+        lanes[0]
+            .high
+            .as_ref()
+            .is_some_and(|high| high.time() == at(3))
+    );
+    store
+        .settle(vec![settled(&lanes[0], &Outcome::Sent, 20)])
+        .await
+        .unwrap();
     assert!(lease(&*store, 99).await.is_empty());
     assert_sound(&*store).await;
 }
@@ -152,7 +213,10 @@ async fn what_is_appended_while_its_lane_is_leased_goes_afterwards() {
     let lanes = lease(&*store, 6).await;
     arrives(&*store, event("m-2", "i-2", "Success", 2), 2).await;
     assert!(lease(&*store, 9).await.is_empty());
-    store.settle(vec![settled(&lanes[0], &Outcome::Sent, 9)]).await.unwrap();
+    store
+        .settle(vec![settled(&lanes[0], &Outcome::Sent, 9)])
+        .await
+        .unwrap();
     assert_eq!(instances(&lease(&*store, 9).await), ["i-2"]);
     assert_sound(&*store).await;
 }
@@ -162,7 +226,12 @@ async fn a_limit_cuts_a_lane_and_others_get_their_turn() {
     let store = TestStore::open().await;
     let store = store.handle();
     for number in 0..5 {
-        let event = event(&format!("m-{number}"), &format!("i-{number}"), "Success", number);
+        let event = event(
+            &format!("m-{number}"),
+            &format!("i-{number}"),
+            "Success",
+            number,
+        );
         let owed = vec![owed(&event, "s", LaneKey::Topic, 0)];
         stored(&*store, event, owed, number).await;
     }
@@ -176,7 +245,10 @@ async fn a_limit_cuts_a_lane_and_others_get_their_turn() {
             break;
         }
         order.extend(instances(&lanes));
-        let settlements = lanes.iter().map(|lane| settled(lane, &Outcome::Sent, 10)).collect();
+        let settlements = lanes
+            .iter()
+            .map(|lane| settled(lane, &Outcome::Sent, 10))
+            .collect();
         store.settle(settlements).await.unwrap();
     }
     assert_eq!(order[..2], ["i-0", "i-1"]);
@@ -193,14 +265,29 @@ async fn an_old_epoch_may_only_record_what_was_sent() {
     let store = store.handle();
     arrives(&*store, event("m-1", "i-1", "Success", 1), 1).await;
     let first = lease(&*store, 6).await;
-    store.settle(vec![settled(&first[0], &Outcome::Retry, 6)]).await.unwrap();
+    store
+        .settle(vec![settled(&first[0], &Outcome::Retry, 6)])
+        .await
+        .unwrap();
     let second = lease(&*store, 7).await;
     assert!(second[0].epoch > first[0].epoch);
-    store.settle(vec![settled(&first[0], &Outcome::Dead, 7)]).await.unwrap();
+    store
+        .settle(vec![settled(&first[0], &Outcome::Dead, 7)])
+        .await
+        .unwrap();
     assert!(store.dead(DeadSelection::All, 10).await.unwrap().is_empty());
-    assert!(lease(&*store, 8).await.is_empty(), "the stale settle gave the lane away");
-    store.settle(vec![settled(&first[0], &Outcome::Sent, 8)]).await.unwrap();
-    store.settle(vec![settled(&second[0], &Outcome::Sent, 8)]).await.unwrap();
+    assert!(
+        lease(&*store, 8).await.is_empty(),
+        "the stale settle gave the lane away"
+    );
+    store
+        .settle(vec![settled(&first[0], &Outcome::Sent, 8)])
+        .await
+        .unwrap();
+    store
+        .settle(vec![settled(&second[0], &Outcome::Sent, 8)])
+        .await
+        .unwrap();
     let tally = store.tally().await.unwrap();
     assert_eq!((tally[0].sent, tally[0].waiting), (1, 0));
     assert_sound(&*store).await;
@@ -230,12 +317,18 @@ async fn a_failing_head_keeps_its_place_until_it_is_parked() {
     store.settle(vec![parked]).await.unwrap();
     let lanes = lease(&*store, 31).await;
     assert_eq!(instances(&lanes), ["i-2"], "the rest passes a parked head");
-    store.settle(vec![settled(&lanes[0], &Outcome::Sent, 31)]).await.unwrap();
+    store
+        .settle(vec![settled(&lanes[0], &Outcome::Sent, 31)])
+        .await
+        .unwrap();
     arrives(&*store, event("m-3", "i-3", "Success", 88), 88).await;
     let lanes = lease(&*store, 90).await;
     assert_eq!(instances(&lanes), ["i-1"], "a parked one goes alone");
     assert!(lanes[0].high.as_ref().unwrap() > &lanes[0].waiting[0].key);
-    store.settle(vec![settled(&lanes[0], &Outcome::Sent, 90)]).await.unwrap();
+    store
+        .settle(vec![settled(&lanes[0], &Outcome::Sent, 90)])
+        .await
+        .unwrap();
     assert_eq!(instances(&lease(&*store, 93).await), ["i-3"]);
     assert_sound(&*store).await;
 }
@@ -245,17 +338,34 @@ async fn a_dead_letter_is_listed_sent_again_elsewhere_or_dropped() {
     let store = TestStore::open().await;
     let store = store.handle();
     for number in 1..=3 {
-        let event = event(&format!("m-{number}"), &format!("i-{number}"), "Success", number);
+        let event = event(
+            &format!("m-{number}"),
+            &format!("i-{number}"),
+            "Success",
+            number,
+        );
         arrives(&*store, event, number).await;
     }
     let lanes = lease(&*store, 10).await;
-    store.settle(vec![settled(&lanes[0], &Outcome::Dead, 10)]).await.unwrap();
-    let dead = store.dead(DeadSelection::Sink("s".to_owned()), 10).await.unwrap();
+    store
+        .settle(vec![settled(&lanes[0], &Outcome::Dead, 10)])
+        .await
+        .unwrap();
+    let dead = store
+        .dead(DeadSelection::Sink("s".to_owned()), 10)
+        .await
+        .unwrap();
     assert_eq!(dead.len(), 3);
-    assert_eq!((dead[0].tries, dead[0].answer.as_deref()), (1, Some("answer")));
+    assert_eq!(
+        (dead[0].tries, dead[0].answer.as_deref()),
+        (1, Some("answer"))
+    );
     assert!(dead[0].id > dead[2].id);
     let ids = DeadSelection::Ids(vec![dead[0].id]);
-    assert_eq!(store.retry_dead(ids.clone(), None, at(11)).await.unwrap(), 1);
+    assert_eq!(
+        store.retry_dead(ids.clone(), None, at(11)).await.unwrap(),
+        1
+    );
     assert_eq!(store.retry_dead(ids, None, at(11)).await.unwrap(), 0);
     let ids = DeadSelection::Ids(vec![dead[1].id]);
     let to = Some("elsewhere".to_owned());
@@ -263,17 +373,33 @@ async fn a_dead_letter_is_listed_sent_again_elsewhere_or_dropped() {
     let lanes = lease(&*store, 11).await;
     assert_eq!(instances(&lanes), ["i-3"]);
     assert!(lanes[0].waiting[0].resent);
-    store.settle(vec![settled(&lanes[0], &Outcome::Sent, 12)]).await.unwrap();
+    store
+        .settle(vec![settled(&lanes[0], &Outcome::Sent, 12)])
+        .await
+        .unwrap();
     let lanes = store.lease("elsewhere", at(12), 9).await.unwrap().lanes;
     assert_eq!(instances(&lanes), ["i-2"]);
-    store.settle(vec![settled(&lanes[0], &Outcome::Sent, 12)]).await.unwrap();
-    assert_eq!(store.drop_dead(DeadSelection::All, at(13)).await.unwrap(), 1);
+    store
+        .settle(vec![settled(&lanes[0], &Outcome::Sent, 12)])
+        .await
+        .unwrap();
+    assert_eq!(
+        store.drop_dead(DeadSelection::All, at(13)).await.unwrap(),
+        1
+    );
     assert!(store.dead(DeadSelection::All, 10).await.unwrap().is_empty());
     let (_, deliveries) = store.event(dead[0].event.id).await.unwrap().unwrap();
-    let words: Vec<_> = deliveries[0].outcomes.iter().map(|past| past.outcome.word()).collect();
+    let words: Vec<_> = deliveries[0]
+        .outcomes
+        .iter()
+        .map(|past| past.outcome.word())
+        .collect();
     assert_eq!(words, ["dead", "sent"]);
     let backlog = store.backlog().await.unwrap();
-    assert!(backlog.iter().all(|one| one.waiting == 0 && one.dead == 0), "{backlog:?}");
+    assert!(
+        backlog.iter().all(|one| one.waiting == 0 && one.dead == 0),
+        "{backlog:?}"
+    );
     assert_sound(&*store).await;
 }
 
@@ -287,7 +413,10 @@ async fn a_resting_sink_is_not_leased() {
     assert!(rests.lanes.is_empty());
     assert_eq!(rests.next_due, Some(at(60)));
     let backlog = store.backlog().await.unwrap();
-    assert_eq!((backlog[0].waiting, backlog[0].rests_until), (1, Some(at(60))));
+    assert_eq!(
+        (backlog[0].waiting, backlog[0].rests_until),
+        (1, Some(at(60)))
+    );
     assert_eq!(backlog[0].oldest, Some(at(1)));
     store.rest("s", None).await.unwrap();
     assert_eq!(lease(&*store, 59).await.len(), 1);
@@ -299,10 +428,19 @@ async fn a_step_told_again_is_a_repeat_and_another_end_is_a_conflict() {
     let store = store.handle();
     let append = |event: Event| {
         let owed = vec![owed(&event, "s", LaneKey::Command, 0)];
-        store.append(Append { event, owed, received_at: at(5) })
+        store.append(Append {
+            event,
+            owed,
+            received_at: at(5),
+        })
     };
     let told = |appended| match appended {
-        Appended::Stored { id, repeat_of, conflict, .. } => (id, repeat_of, conflict),
+        Appended::Stored {
+            id,
+            repeat_of,
+            conflict,
+            ..
+        } => (id, repeat_of, conflict),
         Appended::Known { .. } => panic!("known"),
     };
     let (first, ..) = told(append(event("m-1", "i-1", "Success", 1)).await.unwrap());
@@ -316,11 +454,22 @@ async fn a_step_told_again_is_a_repeat_and_another_end_is_a_conflict() {
     let marks: Vec<_> = lanes[0]
         .waiting
         .iter()
-        .map(|one| (one.event.message_id.as_str(), one.repeat_of.is_some(), one.conflict))
+        .map(|one| {
+            (
+                one.event.message_id.as_str(),
+                one.repeat_of.is_some(),
+                one.conflict,
+            )
+        })
         .collect();
     assert_eq!(
         marks,
-        [("m-1", false, true), ("m-2", true, false), ("m-3", false, false), ("m-4", false, true)]
+        [
+            ("m-1", false, true),
+            ("m-2", true, false),
+            ("m-3", false, false),
+            ("m-4", false, true)
+        ]
     );
 }
 
@@ -331,11 +480,18 @@ async fn a_start_below_the_watermark_knows_that_its_end_was_sent() {
     arrives(&*store, event("m-2", "i-1", "Success", 2), 2).await;
     arrives(&*store, event("m-3", "i-2", "InProgress", 3), 2).await;
     let lanes = lease(&*store, 10).await;
-    store.settle(vec![settled(&lanes[0], &Outcome::Sent, 10)]).await.unwrap();
+    store
+        .settle(vec![settled(&lanes[0], &Outcome::Sent, 10)])
+        .await
+        .unwrap();
     arrives(&*store, event("m-1", "i-1", "InProgress", 1), 10).await;
     arrives(&*store, event("m-0", "i-3", "InProgress", 1), 10).await;
     let lanes = lease(&*store, 20).await;
-    let ended: Vec<_> = lanes[0].waiting.iter().map(|one| one.terminal_sent).collect();
+    let ended: Vec<_> = lanes[0]
+        .waiting
+        .iter()
+        .map(|one| one.terminal_sent)
+        .collect();
     assert_eq!(instances(&lanes), ["i-1", "i-3"]);
     assert_eq!(ended, [true, false]);
 }
@@ -343,16 +499,30 @@ async fn a_start_below_the_watermark_knows_that_its_end_was_sent() {
 #[tokio::test]
 async fn instance_order_waits_only_where_something_can_come_first() {
     let cases = [
-        ("a start goes at once", vec![("InProgress", Release::First, 0)], vec![0]),
-        ("an end alone waits", vec![("Success", Release::AfterFirst, 5)], vec![5]),
+        (
+            "a start goes at once",
+            vec![("InProgress", Release::First, 0)],
+            vec![0],
+        ),
+        (
+            "an end alone waits",
+            vec![("Success", Release::AfterFirst, 5)],
+            vec![5],
+        ),
         (
             "an end after its start goes at once",
-            vec![("InProgress", Release::First, 0), ("Success", Release::AfterFirst, 0)],
+            vec![
+                ("InProgress", Release::First, 0),
+                ("Success", Release::AfterFirst, 0),
+            ],
             vec![0, 0],
         ),
         (
             "a start releases the end that waits for it",
-            vec![("Success", Release::AfterFirst, 2), ("InProgress", Release::First, 2)],
+            vec![
+                ("Success", Release::AfterFirst, 2),
+                ("InProgress", Release::First, 2),
+            ],
             vec![2, 2],
         ),
         (
@@ -375,15 +545,25 @@ async fn instance_order_waits_only_where_something_can_come_first() {
             let event = event(&format!("m-{number}"), "i-1", status, 0);
             let mut to = owed(&event, "s", LaneKey::Instance, 5);
             to.hold.release = *release;
-            let append = Append { event, owed: vec![to], received_at: at(second) };
+            let append = Append {
+                event,
+                owed: vec![to],
+                received_at: at(second),
+            };
             match store.append(append).await.unwrap() {
                 Appended::Stored { due, .. } => dues.push(due[0].1),
                 Appended::Known { .. } => panic!("known"),
             }
             second += 1;
         }
-        let due: Vec<_> = dues.iter().map(|due| (*due - at(0)).get_seconds()).collect();
-        assert!(due.iter().zip(&expected).all(|(due, latest)| due <= latest), "{name}: {due:?}");
+        let due: Vec<_> = dues
+            .iter()
+            .map(|due| (*due - at(0)).get_seconds())
+            .collect();
+        assert!(
+            due.iter().zip(&expected).all(|(due, latest)| due <= latest),
+            "{name}: {due:?}"
+        );
     }
 }
 
@@ -403,9 +583,16 @@ async fn deliveries_under_way_at_a_crash_go_again_and_say_so() {
     {
         let store = store.handle();
         let lanes = lease(&*store, 20).await;
-        let marks: Vec<_> = lanes[0].waiting.iter().map(|one| one.possible_repeat).collect();
+        let marks: Vec<_> = lanes[0]
+            .waiting
+            .iter()
+            .map(|one| one.possible_repeat)
+            .collect();
         assert_eq!(marks, [true, false]);
-        store.settle(vec![settled(&lanes[0], &Outcome::Sent, 20)]).await.unwrap();
+        store
+            .settle(vec![settled(&lanes[0], &Outcome::Sent, 20)])
+            .await
+            .unwrap();
         assert_sound(&*store).await;
     }
     store.reopen().await;
@@ -421,13 +608,31 @@ async fn old_events_are_forgotten_but_never_what_something_waits_for() {
         let event = event(&format!("m-{number}"), &format!("i-{number}"), "Success", 2);
         stored(&*store, event, Vec::new(), 2).await;
     }
-    let young = stored(&*store, event("young", "i-y", "Success", 90), Vec::new(), 90).await;
+    let young = stored(
+        &*store,
+        event("young", "i-y", "Success", 90),
+        Vec::new(),
+        90,
+    )
+    .await;
     while store.prune(at(100), Duration::from_secs(50)).await.unwrap() {}
-    let query = |limit| EventQuery { limit, ..EventQuery::default() };
-    let left: Vec<_> = store.events(query(10)).await.unwrap().iter().map(|one| one.id).collect();
+    let query = |limit| EventQuery {
+        limit,
+        ..EventQuery::default()
+    };
+    let left: Vec<_> = store
+        .events(query(10))
+        .await
+        .unwrap()
+        .iter()
+        .map(|one| one.id)
+        .collect();
     assert_eq!(left, [young, waits]);
     let lanes = lease(&*store, 100).await;
-    store.settle(vec![settled(&lanes[0], &Outcome::Sent, 100)]).await.unwrap();
+    store
+        .settle(vec![settled(&lanes[0], &Outcome::Sent, 100)])
+        .await
+        .unwrap();
     while store.prune(at(200), Duration::from_secs(50)).await.unwrap() {}
     assert!(store.events(query(10)).await.unwrap().is_empty());
     // What was forgotten is news again: replays are the business of freshness.
@@ -453,11 +658,21 @@ async fn events_are_listed_newest_first_by_command_instance_and_topic() {
     };
     assert_eq!(list(of("c-1")).await, [third, second, first]);
     assert!(list(of("c-2")).await.is_empty());
-    let instance = EventQuery { instance: Some("i-1".to_owned()), ..of("c-1") };
+    let instance = EventQuery {
+        instance: Some("i-1".to_owned()),
+        ..of("c-1")
+    };
     assert_eq!(list(instance).await, [third, first]);
-    let page = EventQuery { before: Some(third), limit: 1, ..of("c-1") };
+    let page = EventQuery {
+        before: Some(third),
+        limit: 1,
+        ..of("c-1")
+    };
     assert_eq!(list(page).await, [second]);
-    let elsewhere = EventQuery { topic: Some("arn:other".to_owned()), ..of("c-1") };
+    let elsewhere = EventQuery {
+        topic: Some("arn:other".to_owned()),
+        ..of("c-1")
+    };
     assert!(list(elsewhere).await.is_empty());
 }
 
@@ -478,7 +693,10 @@ async fn subscriptions_and_certificates_are_kept() {
             fetched_at: at(1),
         };
         store.put_certificate(certificate.clone()).await.unwrap();
-        let newer = runbell::sns::KnownCertificate { fetched_at: at(2), ..certificate };
+        let newer = runbell::sns::KnownCertificate {
+            fetched_at: at(2),
+            ..certificate
+        };
         store.put_certificate(newer.clone()).await.unwrap();
         assert_eq!(store.certificates().await.unwrap(), [newer]);
     }
@@ -494,12 +712,18 @@ async fn a_sink_owed_twice_keeps_two_lanes_apart() {
     let store = TestStore::open().await;
     let store = store.handle();
     let event = event("m-1", "i-1", "Success", 1);
-    let again = Owed { route: "again".to_owned(), ..owed(&event, "s", LaneKey::Command, 0) };
+    let again = Owed {
+        route: "again".to_owned(),
+        ..owed(&event, "s", LaneKey::Command, 0)
+    };
     let to = vec![owed(&event, "s", LaneKey::Command, 0), again];
     let id = stored(&*store, event, to, 1).await;
     let lanes = lease(&*store, 1).await;
     assert_eq!(lanes.len(), 2);
-    let settlements = lanes.iter().map(|lane| settled(lane, &Outcome::Sent, 2)).collect();
+    let settlements = lanes
+        .iter()
+        .map(|lane| settled(lane, &Outcome::Sent, 2))
+        .collect();
     store.settle(settlements).await.unwrap();
     let (_, deliveries) = store.event(id).await.unwrap().unwrap();
     let routes: Vec<_> = deliveries.iter().map(|one| one.route.as_str()).collect();
@@ -517,7 +741,11 @@ async fn a_queue_that_is_full_turns_new_events_away() {
     let mut waiting = Vec::new();
     let refused = loop {
         let event = event(&format!("m-{}", waiting.len()), "i", "Success", 0);
-        let append = Append { event, owed: Vec::new(), received_at: at(0) };
+        let append = Append {
+            event,
+            owed: Vec::new(),
+            received_at: at(0),
+        };
         let mut call = store.append(append);
         match futures_util::poll!(&mut call) {
             std::task::Poll::Ready(answer) => break answer,
@@ -529,6 +757,12 @@ async fn a_queue_that_is_full_turns_new_events_away() {
     drop(waiting);
     drop(writer);
     let event = event("late", "i", "Success", 0);
-    let gone = store.append(Append { event, owed: Vec::new(), received_at: at(0) }).await;
+    let gone = store
+        .append(Append {
+            event,
+            owed: Vec::new(),
+            received_at: at(0),
+        })
+        .await;
     assert!(matches!(gone, Err(StoreError::Gone(_))), "{gone:?}");
 }

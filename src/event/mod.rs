@@ -9,6 +9,9 @@ use std::fmt;
 
 use jiff::Timestamp;
 
+mod message;
+mod read;
+
 /// The pieces of a verified message that reading looks at.
 #[derive(Clone, Copy, Debug)]
 pub struct Source<'a> {
@@ -134,6 +137,19 @@ pub enum Status {
 }
 
 impl Status {
+    /// Reads a status in any of its spellings: `Canceled`, `Timed Out`, `EXECUTION_TIMED_OUT`.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        match letters(text).as_str() {
+            "inprogress" => Self::InProgress,
+            "success" => Self::Success,
+            "failed" => Self::Failed,
+            "timedout" | "deliverytimedout" | "executiontimedout" => Self::TimedOut,
+            "cancelled" | "canceled" => Self::Cancelled,
+            _ => Self::Other(text.to_owned()),
+        }
+    }
+
     /// Whether nothing comes after it.
     #[must_use]
     pub const fn is_terminal(&self) -> bool {
@@ -157,6 +173,32 @@ impl Status {
     }
 }
 
+/// A detailed status in the one spelling that Systems Manager uses; others are kept as they are.
+#[must_use]
+pub fn detail(text: &str) -> &str {
+    match letters(text).as_str() {
+        "inprogress" => "InProgress",
+        "success" => "Success",
+        "failed" => "Failed",
+        "executiontimedout" => "ExecutionTimedOut",
+        "deliverytimedout" => "DeliveryTimedOut",
+        "undeliverable" => "Undeliverable",
+        "terminated" => "Terminated",
+        "invalidplatform" => "InvalidPlatform",
+        "accessdenied" => "AccessDenied",
+        "cancelled" | "canceled" => "Cancelled",
+        _ => text,
+    }
+}
+
+/// Only what distinguishes one spelling's word from another word.
+fn letters(text: &str) -> String {
+    text.chars()
+        .filter(|each| each.is_alphanumeric())
+        .map(|each| each.to_ascii_lowercase())
+        .collect()
+}
+
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
@@ -167,7 +209,7 @@ impl Event {
     /// Reads a verified message. What it does not understand it keeps as [`Kind::Other`].
     #[must_use]
     pub fn read(source: &Source<'_>) -> Self {
-        todo!("{source:?}")
+        read::read(source)
     }
 
     /// What Run Command says in it, if it is a summary or an invocation.

@@ -1,0 +1,308 @@
+//! Which deliveries an event owes.
+//!
+//! Pure: checked routes and an event go in, [`Owed`] come out. `receive` asks for every event,
+//! `runbell route` and `runbell check` ask to explain.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::delivery::{Hold, LaneKey, Leading, Owed, Release, SortKey};
+use crate::event::{Event, Kind, Status};
+use crate::fault::Fault;
+use crate::units::Span;
+
+mod when;
+mod witness;
+
+pub use when::{Texts, When, WhenSettings};
+
+/// How long a delivery waits for an earlier event when nobody says.
+const USUAL_HOLD: Duration = Duration::from_secs(5);
+/// The longest hold: an alert that is an hour old is news no more.
+const LONGEST_HOLD: Duration = Duration::from_secs(60 * 60);
+
+/// In which order a route's deliveries leave.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Order {
+    /// By event time within each command, summary and invocations together.
+    #[default]
+    Command,
+    /// By status within each command and instance.
+    Instance,
+    /// By event time within each topic.
+    Topic,
+    /// As they come.
+    None,
+}
+
+/// What becomes of a delivery that tells nothing new.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Redundant {
+    /// It is recorded, not sent.
+    #[default]
+    Skip,
+    /// It is sent all the same.
+    Send,
+}
+
+/// A route as it is written.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Its name.
+    pub name: String,
+    /// Which events it takes.
+    #[serde(default)]
+    pub when: WhenSettings,
+    /// Names of sinks.
+    pub to: Vec<String>,
+    /// In which order.
+    #[serde(default)]
+    pub order: Order,
+    /// How long a delivery waits for an earlier event.
+    pub hold: Option<Span>,
+    /// Whether it also brings an event to a sink that an earlier route brought it to.
+    #[serde(default)]
+    pub again: bool,
+    /// Whether a match ends the walk.
+    #[serde(default)]
+    pub stop: bool,
+    /// What becomes of what tells nothing new.
+    #[serde(default)]
+    pub redundant: Redundant,
+    /// How long a failing head blocks its lane.
+    pub block_for: Option<Span>,
+}
+
+/// One checked route.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// Its name, unique among routes.
+    pub name: String,
+    /// Which events it takes.
+    pub when: When,
+    /// Names of the sinks it brings them to.
+    pub to: Vec<String>,
+    /// In which order.
+    pub order: Order,
+    /// How long a delivery waits for an earlier event.
+    pub hold: Duration,
+    /// Whether it also brings an event to a sink that an earlier route brought it to.
+    pub again: bool,
+    /// Whether a match ends the walk.
+    pub stop: bool,
+    /// Whether what tells nothing new is sent all the same.
+    pub send_redundant: bool,
+    /// How long a failing head blocks its lane: `None` leaves it to the sink.
+    pub block_for: Option<Duration>,
+}
+
+/// The routes, in the order in which they are asked.
+#[derive(Clone, Debug, Default)]
+pub struct Routes(Vec<Route>);
+
+/// What one route makes of an event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explained {
+    /// The route's name.
+    pub route: String,
+    /// Why it does not take the event; `None` when it does.
+    pub why_not: Option<String>,
+    /// The sinks it brings the event to.
+    pub to: Vec<String>,
+    /// The sinks that an earlier route brings it to already.
+    pub already: Vec<String>,
+}
+
+impl Settings {
+    /// Turns it into a route.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn check(self) -> Result<Route, Vec<Fault>> {
+        let mut faults = Vec::new();
+        if self.name.is_empty() {
+            faults.push(Fault::at(&["name"], "a route needs a name"));
+        }
+        if self.to.is_empty() {
+            faults.push(Fault::at(&["to"], "name at least one sink"));
+        }
+        let usual = if self.order == Order::None {
+            Duration::ZERO
+        } else {
+            USUAL_HOLD
+        };
+        let hold = self.hold.map_or(usual, |span| span.0);
+        if hold > LONGEST_HOLD {
+            faults.push(Fault::at(&["hold"], "a hold is at most an hour"));
+        }
+        if self.order == Order::None && !hold.is_zero() {
+            faults.push(Fault::at(
+                &["hold"],
+                "with `order = \"none\"` there is nothing to hold for: leave it out",
+            ));
+        }
+        match self.when.check() {
+            Ok(when) if faults.is_empty() => Ok(Route {
+                name: self.name,
+                when,
+                to: self.to,
+                order: self.order,
+                hold,
+                again: self.again,
+                stop: self.stop,
+                send_redundant: self.redundant == Redundant::Send,
+                block_for: self.block_for.map(|span| span.0),
+            }),
+            checked => {
+                faults.extend(checked.err().unwrap_or_default());
+                Err(faults)
+            }
+        }
+    }
+}
+
+impl Routes {
+    /// Routes, asked in this order.
+    #[must_use]
+    pub const fn new(routes: Vec<Route>) -> Self {
+        Self(routes)
+    }
+
+    /// The route of that name.
+    #[must_use]
+    pub fn route(&self, name: &str) -> Option<&Route> {
+        self.0.iter().find(|route| route.name == name)
+    }
+
+    /// All routes.
+    pub fn iter(&self) -> impl Iterator<Item = &Route> {
+        self.0.iter()
+    }
+
+    /// What an event owes: each sink once, by the first route that names it, unless a later one
+    /// says `again`. `least_hold` applies while something earlier may still come after a gap.
+    #[must_use]
+    pub fn owed(&self, event: &Event, least_hold: Option<Duration>) -> Vec<Owed> {
+        let mut owed = Vec::new();
+        self.walk(event, |route, to, _| {
+            let to = to.into_iter();
+            owed.extend(to.map(|sink| route.owe(sink, event, least_hold)));
+        });
+        owed
+    }
+
+    /// What each route makes of an event, up to the one that ends the walk.
+    #[must_use]
+    pub fn explain(&self, event: &Event) -> Vec<Explained> {
+        let mut explained: Vec<Explained> = Vec::new();
+        self.walk(event, |route, to, already| {
+            let words = |sinks: Vec<&str>| sinks.into_iter().map(str::to_owned).collect();
+            explained.push(Explained {
+                route: route.name.clone(),
+                why_not: route.when.why_not(event),
+                to: words(to),
+                already: words(already),
+            });
+        });
+        explained
+    }
+
+    /// Asks each route in turn; `visit` gets the sinks that it brings the event to, and those that
+    /// have it already. Both are empty when the route does not take it.
+    fn walk<'r>(
+        &'r self,
+        event: &Event,
+        mut visit: impl FnMut(&'r Route, Vec<&'r str>, Vec<&'r str>),
+    ) {
+        let mut served = HashSet::new();
+        for route in &self.0 {
+            if !route.when.takes(event) {
+                visit(route, Vec::new(), Vec::new());
+                continue;
+            }
+            let (mut to, mut already) = (Vec::new(), Vec::new());
+            for sink in &route.to {
+                if served.insert(sink.as_str()) || (route.again && !to.contains(&sink.as_str())) {
+                    to.push(sink.as_str());
+                } else {
+                    already.push(sink.as_str());
+                }
+            }
+            visit(route, to, already);
+            if route.stop {
+                return;
+            }
+        }
+    }
+}
+
+impl Route {
+    fn owe(&self, sink: &str, event: &Event, least_hold: Option<Duration>) -> Owed {
+        let lane = self.lane(event);
+        let leading = match lane {
+            LaneKey::Instance => Leading::Rank,
+            LaneKey::Command | LaneKey::Topic | LaneKey::Own => Leading::Time,
+        };
+        let instance = match &event.kind {
+            Kind::Invocation(status) => status.instance.as_deref().unwrap_or_default(),
+            _ => "",
+        };
+        Owed {
+            route: self.name.clone(),
+            sink: sink.to_owned(),
+            lane,
+            key: SortKey::new(
+                leading,
+                event.sort_time,
+                event.rank(),
+                instance,
+                &event.message_id,
+            ),
+            hold: self.hold_of(event, lane, least_hold),
+        }
+    }
+
+    fn lane(&self, event: &Event) -> LaneKey {
+        match (self.order, event.command()) {
+            (Order::Topic, _) => LaneKey::Topic,
+            (Order::Command, Some(_)) => LaneKey::Command,
+            (Order::Instance, Some(_)) => LaneKey::Instance,
+            (Order::None, _) | (_, None) => LaneKey::Own,
+        }
+    }
+
+    fn hold_of(&self, event: &Event, lane: LaneKey, least_hold: Option<Duration>) -> Hold {
+        if self.hold.is_zero() || lane == LaneKey::Own {
+            return Hold {
+                at_most: Duration::ZERO,
+                release: Release::AtEnd,
+            };
+        }
+        if let Some(least) = least_hold {
+            return Hold {
+                at_most: self.hold.max(least),
+                release: Release::AtEnd,
+            };
+        }
+        let status = event.command().map(|command| &command.status);
+        let release = match (lane, status) {
+            (LaneKey::Instance, Some(Status::Other(_))) => Release::Never,
+            (LaneKey::Instance, Some(Status::InProgress)) => Release::First,
+            (LaneKey::Instance, Some(_)) if !self.when.can_take_in_progress() => Release::First,
+            (LaneKey::Instance, Some(_)) => Release::AfterFirst,
+            _ => Release::AtEnd,
+        };
+        Hold {
+            at_most: self.hold,
+            release,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
