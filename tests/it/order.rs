@@ -23,17 +23,14 @@ const LIFE: [(&str, &str, i64); 7] = [
     ("i-3", "InProgress", 2),
 ];
 
-fn life(command: &str) -> Vec<Arrival> {
+/// The life of command `number`, on a topic of its own.
+fn life(number: usize) -> Vec<Arrival> {
+    let command = number.to_string();
     LIFE.iter()
         .enumerate()
-        .map(|(number, (instance, status, second))| {
-            Arrival::new(
-                command,
-                instance,
-                status,
-                at(*second),
-                &format!("{command}-{number}"),
-            )
+        .map(|(step, (instance, status, second))| {
+            let id = format!("{command}-{step}");
+            Arrival::new(&command, instance, status, at(*second), &id).on_topic(number)
         })
         .collect()
 }
@@ -71,17 +68,25 @@ fn by_lane(order: &str, sent: &[Sent]) -> Vec<Vec<(String, String)>> {
         .collect()
 }
 
-/// Lets `arrivals` come, one each 100 ms, and the hold run out after the last.
-async fn within_the_hold(street: &Street, arrivals: &[Arrival]) -> Vec<Sent> {
+/// Lets every history come, one arrival of each every 100 ms, and the hold run out after the last.
+/// Says what left, by history.
+async fn within_the_hold(street: &Street, histories: &[Vec<Arrival>]) -> Vec<Vec<Sent>> {
     let mut sent = Vec::new();
-    for arrival in arrivals {
-        street.arrives(arrival).await;
+    let longest = histories.iter().map(Vec::len).max().unwrap();
+    for turn in 0..longest {
+        street
+            .arrive_together(histories.iter().filter_map(|history| history.get(turn)))
+            .await;
         sent.extend(street.deliver().await);
         street.clock.advance(Duration::from_millis(100));
     }
     street.clock.advance(Duration::from_secs(5));
     sent.extend(street.deliver().await);
-    sent
+    let mut by_history = vec![Vec::new(); histories.len()];
+    for one in sent {
+        by_history[one.command.parse::<usize>().unwrap()].push(one);
+    }
+    by_history
 }
 
 fn permutations<T: Clone>(items: &[T]) -> Vec<Vec<T>> {
@@ -102,29 +107,39 @@ fn permutations<T: Clone>(items: &[T]) -> Vec<Vec<T>> {
 
 #[tokio::test]
 async fn every_arrival_order_of_seven_events_leaves_in_one_order() {
-    for order in ORDERS {
-        let street = Street::open(order, "5s").await;
-        let mut expected = None;
-        for (number, numbers) in permutations(&[0, 1, 2, 3, 4, 5, 6]).into_iter().enumerate() {
-            let life = life(&format!("{order}-{number}"));
-            let mut arrivals: Vec<_> = numbers.iter().map(|at| life[*at].clone()).collect();
+    let orders = permutations(&[0, 1, 2, 3, 4, 5, 6]);
+    let histories: Vec<_> = orders
+        .iter()
+        .enumerate()
+        .map(|(number, order)| {
+            let life = life(number);
+            let mut arrivals: Vec<_> = order.iter().map(|at| life[*at].clone()).collect();
             // Two copies of one notification, and one step told by a second notification.
             arrivals.push(life[number % 7].clone());
             arrivals.insert(number % 5, life[number % 3].told_again());
-            street.fresh_topic(number);
-            let sent = within_the_hold(&street, &arrivals).await;
-            let lanes = by_lane(order, &sent);
+            arrivals
+        })
+        .collect();
+    for order in ORDERS {
+        let street = Street::open(order, "5s").await;
+        let mut expected = None;
+        for (sent, arrival) in within_the_hold(&street, &histories)
+            .await
+            .iter()
+            .zip(&orders)
+        {
+            let lanes = by_lane(order, sent);
             assert!(
                 sent.iter().all(|one| !one.late),
-                "{order} {numbers:?}: {sent:?}"
+                "{order} {arrival:?}: {sent:?}"
             );
             assert_eq!(
                 sent.len(),
                 7,
-                "{order} {numbers:?}: each step once: {sent:?}"
+                "{order} {arrival:?}: each step once: {sent:?}"
             );
             let expected = expected.get_or_insert_with(|| lanes.clone());
-            assert_eq!(&lanes, expected, "{order} {numbers:?}");
+            assert_eq!(&lanes, expected, "{order} {arrival:?}");
         }
         street.assert_sound().await;
     }
@@ -132,15 +147,18 @@ async fn every_arrival_order_of_seven_events_leaves_in_one_order() {
 
 #[tokio::test]
 async fn without_a_hold_the_order_of_arrival_shows() {
+    let histories: Vec<_> = permutations(&[0, 1, 2, 3])
+        .iter()
+        .enumerate()
+        .map(|(number, order)| {
+            let life = life(number);
+            order.iter().map(|at| life[*at].clone()).collect::<Vec<_>>()
+        })
+        .collect();
     for order in ["command", "topic"] {
         let street = Street::open(order, "0s").await;
-        let mut orders = BTreeSet::new();
-        for (number, numbers) in permutations(&[0, 1, 2, 3]).into_iter().enumerate() {
-            let life = life(&format!("{order}-{number}"));
-            let arrivals: Vec<_> = numbers.iter().map(|at| life[*at].clone()).collect();
-            street.fresh_topic(number);
-            orders.insert(steps(&within_the_hold(&street, &arrivals).await));
-        }
+        let sent = within_the_hold(&street, &histories).await;
+        let orders: BTreeSet<_> = sent.iter().map(|sent| steps(sent)).collect();
         assert!(
             orders.len() > 1,
             "{order}: the test would not notice a missing hold"

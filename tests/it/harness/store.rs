@@ -17,7 +17,7 @@ pub struct TestStore {
 impl TestStore {
     pub async fn open() -> Self {
         let mut store = Self {
-            folder: tempfile::tempdir().unwrap(),
+            folder: folder(),
             open: None,
             opened: Opened::default(),
         };
@@ -63,4 +63,11 @@ impl TestStore {
         self.opened = opened;
         self.open = Some((Arc::new(store), thread));
     }
+}
+
+/// In memory where there is such a place: what is tested is not the disk.
+pub fn folder() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm")
+        .or_else(|_| tempfile::tempdir())
+        .unwrap()
 }

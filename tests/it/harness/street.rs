@@ -2,11 +2,11 @@
 //! listens, with the clock and each step of the worker moved by hand.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use futures_util::StreamExt as _;
 use jiff::Timestamp;
 use runbell::clock::Clock;
 use runbell::deliver::{Surroundings, Worker};
@@ -17,7 +17,7 @@ use runbell::render::Notice;
 use runbell::retry::Verdict;
 use runbell::route::Routes;
 use runbell::sink::{Capacity, Sink};
-use runbell::store::{Append, Store};
+use runbell::store::Append;
 use runbell::wake::Wake;
 
 use super::store::TestStore;
@@ -30,6 +30,7 @@ pub struct Arrival {
     status: String,
     event_time: Timestamp,
     message_id: String,
+    topic: usize,
 }
 
 impl Arrival {
@@ -47,7 +48,13 @@ impl Arrival {
             status: status.to_owned(),
             event_time,
             message_id: message_id.to_owned(),
+            topic: 0,
         }
+    }
+
+    /// The same, on another topic.
+    pub fn on_topic(self, topic: usize) -> Self {
+        Self { topic, ..self }
     }
 
     /// The same step in a notification of its own.
@@ -62,6 +69,7 @@ impl Arrival {
 /// What left.
 #[derive(Clone, Debug)]
 pub struct Sent {
+    pub command: String,
     pub instance: String,
     pub status: String,
     pub late: bool,
@@ -95,7 +103,6 @@ pub struct Street {
     listener: Arc<Listener>,
     worker: Worker,
     order: String,
-    topic: AtomicUsize,
     high: Mutex<HashMap<String, SortKey>>,
 }
 
@@ -125,19 +132,13 @@ impl Street {
             listener,
             worker,
             order: order.to_owned(),
-            topic: AtomicUsize::new(0),
             high: Mutex::default(),
         }
     }
 
-    /// What follows arrives on a topic of its own.
-    pub fn fresh_topic(&self, number: usize) {
-        self.topic.store(number, Ordering::Relaxed);
-    }
-
     /// A notification arrives.
     pub async fn arrives(&self, arrival: &Arrival) {
-        let topic = self.topic.load(Ordering::Relaxed);
+        let topic = arrival.topic;
         let body = if arrival.instance.is_empty() {
             serde_json::json!({
                 "commandId": arrival.command, "documentName": "AWS-RunShellScript",
@@ -170,6 +171,18 @@ impl Street {
         self.store.handle().append(append).await.unwrap();
     }
 
+    /// Many arrive at once, as over many connections.
+    pub async fn arrive_together(&self, arrivals: impl Iterator<Item = &Arrival>) {
+        let mut under_way = futures_util::stream::FuturesUnordered::new();
+        for arrival in arrivals {
+            under_way.push(self.arrives(arrival));
+            if under_way.len() >= 1000 {
+                under_way.next().await;
+            }
+        }
+        while under_way.next().await.is_some() {}
+    }
+
     /// The worker looks until nothing more may go now; says what left, in order.
     pub async fn deliver(&self) -> Vec<Sent> {
         let mut sent = Vec::new();
@@ -193,6 +206,7 @@ impl Street {
                     &notice.event.message_id,
                 );
                 sent.push(Sent {
+                    command: command.command.clone(),
                     status: command.status.to_string(),
                     instance,
                     late: notice.marks.late.is_some(),
