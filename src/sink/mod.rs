@@ -1,9 +1,19 @@
 //! Where notices go: the contract of a sink, and one file per kind.
+//!
+//! `deliver` sends through [`Sink`]; `config` gathers [`Configured`] sinks; `app` opens them. A sink
+//! knows its vendor and nothing of stores, lanes or routes.
+
+use std::sync::Arc;
 
 use async_trait::async_trait;
 
+use crate::clock::Clock;
 use crate::render::Notice;
 use crate::retry::{Patience, Verdict};
+
+pub mod file;
+pub mod record;
+pub mod stdout;
 
 /// How a sink wants its notices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,10 +56,19 @@ pub struct Configured {
 #[derive(Clone, Debug)]
 pub enum Kind {
     /// Lines in a file.
-    File(file::Settings),
+    File(file::Checked),
     /// Lines on standard output.
     Stdout(stdout::Settings),
 }
 
-pub mod file;
-pub mod stdout;
+impl Configured {
+    /// The sink itself. What it needs outside is opened when the first notice comes, so that a sink
+    /// in trouble keeps nobody from starting.
+    #[must_use]
+    pub fn open(&self, clock: &Clock) -> Arc<dyn Sink> {
+        match &self.kind {
+            Kind::File(settings) => Arc::new(file::FileSink::new(settings.clone(), clock.clone())),
+            Kind::Stdout(_) => Arc::new(stdout::StdoutSink),
+        }
+    }
+}

@@ -1,5 +1,78 @@
 //! Lines of JSON on standard output, for containers whose platform collects it.
+//!
+//! Sent means that the reader at the other end of the pipe has taken it from us. What it loses
+//! afterwards nobody here can know: where that matters, write a file.
 
-/// Settings of a standard-output sink.
-#[derive(Clone, Debug)]
+use std::io::{self, Write as _};
+
+use async_trait::async_trait;
+use serde::Deserialize;
+
+use super::record::write_line;
+use super::{Capacity, Sink};
+use crate::fault::Fault;
+use crate::render::Notice;
+use crate::retry::{Patience, Scope, Verdict};
+
+/// Settings of a standard-output sink: there are none.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Settings {}
+
+impl Settings {
+    /// Checks them.
+    ///
+    /// # Errors
+    /// Never; other sinks have something to check.
+    pub const fn check(self) -> Result<Self, Vec<Fault>> {
+        Ok(self)
+    }
+}
+
+/// Writes to standard output.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StdoutSink;
+
+#[async_trait]
+impl Sink for StdoutSink {
+    fn capacity(&self) -> Capacity {
+        Capacity {
+            per_send: 1000,
+            at_once: 1,
+        }
+    }
+
+    fn patience(&self) -> Patience {
+        Patience {
+            block_for: None,
+            ..Patience::default()
+        }
+    }
+
+    async fn send(&self, notices: &[Notice]) -> Vec<Verdict> {
+        let mut lines = Vec::new();
+        for notice in notices {
+            write_line(notice, &mut lines);
+        }
+        // A reader that does not read must stop this sink, and not the runtime.
+        let written = tokio::task::spawn_blocking(move || {
+            let mut out = io::stdout().lock();
+            out.write_all(&lines)?;
+            out.flush()
+        })
+        .await;
+        let verdict = match written {
+            Ok(Ok(())) => Verdict::Sent { remote_id: None },
+            Ok(Err(error)) => Verdict::Broken {
+                why: format!("standard output cannot be written: {error}"),
+            },
+            Err(error) => Verdict::Retry {
+                why: error.to_string(),
+                after: None,
+                scope: Scope::Sink,
+                progress: None,
+            },
+        };
+        vec![verdict; notices.len()]
+    }
+}
