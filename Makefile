@@ -5,7 +5,8 @@
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 DENY_VERSION := 0.20.2
-DENY := target/tools/bin/cargo-deny
+DENY_ROOT := target/tools/cargo-deny-$(DENY_VERSION)
+DENY := $(DENY_ROOT)/bin/cargo-deny
 
 .PHONY: help demo test check audit bench interop system lint-tools
 
@@ -55,11 +56,12 @@ system:
 	else echo "as root: apt-get install $$packages" >&2; exit 1; fi; \
 	set -x; \
 	$$as_root apt-get update -q && \
-	DEBIAN_FRONTEND=noninteractive $$as_root apt-get install -qy --no-install-recommends $$packages
+	$$as_root env DEBIAN_FRONTEND=noninteractive \
+		apt-get install -qy --no-install-recommends $$packages
 
 lint-tools:
 	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || \
 	rustup component add rustfmt clippy
 
 $(DENY): | system
-	cargo install --locked --debug --root target/tools --version $(DENY_VERSION) cargo-deny
+	cargo install --locked --debug --root $(DENY_ROOT) --version $(DENY_VERSION) cargo-deny
