@@ -46,7 +46,7 @@ interop: system
 # are missing, Debian's packages.
 system:
 	@command -v cargo >/dev/null || { \
-		echo 'cargo is missing: install Rust 1.95 or newer from https://rustup.rs' >&2; exit 1; }
+		echo 'cargo is missing: install Rust 1.95 or newer, by rustup (https://rustup.rs, or the package)' >&2; exit 1; }
 	@if command -v cc >/dev/null && pkg-config --exists openssl 2>/dev/null; then exit 0; fi; \
 	packages='build-essential pkg-config libssl-dev'; \
 	if ! command -v apt-get >/dev/null; then \
