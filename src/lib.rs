@@ -5,11 +5,14 @@
 //! keep both ([`store`]). DELIVER: [`deliver`] leases what may go, in order ([`order`]), renders it
 //! ([`render`]), has a sink send it ([`sink`]), and settles what came of it ([`retry`]).
 //!
-//! A file imports only from lower floors; floors from the ground up: [`clock`], [`units`], [`wake`],
-//! [`metrics`], [`health`] · [`delivery`], [`event`], [`retry`], [`sns`] · [`render`], [`store`], [`order`],
+//! A file imports only from lower floors; floors from the ground up: [`clock`], [`units`], [`fault`],
+//! [`wake`], [`metrics`], [`health`] · [`delivery`], [`event`], [`retry`], [`sns`] · [`render`], [`store`], [`order`],
 //! [`route`] · [`sink`], [`receive`] · [`web`], [`deliver`] · [`config`] · [`app`] · [`cli`].
 
+pub mod app;
+pub mod cli;
 pub mod clock;
+pub mod config;
 pub mod deliver;
 pub mod delivery;
 pub mod event;

@@ -33,7 +33,11 @@ impl Listeners {
             Some(path) => Some(unix(path)?),
             None => None,
         };
-        Ok(Self { hook, admin, socket })
+        Ok(Self {
+            hook,
+            admin,
+            socket,
+        })
     }
 
     /// Where SNS may post.
@@ -55,7 +59,10 @@ impl Listeners {
 
 async fn tcp(address: SocketAddr) -> Result<TcpListener, AppError> {
     let bound = TcpListener::bind(address).await;
-    bound.map_err(|source| AppError::Listen { place: address.to_string(), source })
+    bound.map_err(|source| AppError::Listen {
+        place: address.to_string(),
+        source,
+    })
 }
 
 fn unix(path: &Path) -> Result<UnixListener, AppError> {

@@ -126,7 +126,10 @@ async fn look_after(
         Ok(0) => {}
         Ok(lanes) => {
             metrics.rescued(lanes);
-            tracing::error!(lanes, "lanes had been forgotten and were repaired: please report it");
+            tracing::error!(
+                lanes,
+                "lanes had been forgotten and were repaired: please report it"
+            );
         }
         Err(error) => {
             let error: &dyn std::error::Error = &error;
@@ -162,7 +165,10 @@ fn renew(tls: &Tls, metrics: &Metrics) -> String {
         Ok(false) => "the certificate is the same".to_owned(),
         Err(error) => {
             let cause: &dyn std::error::Error = &error;
-            tracing::error!(error = cause, "the new certificate is not served; the old one is");
+            tracing::error!(
+                error = cause,
+                "the new certificate is not served; the old one is"
+            );
             format!("the new certificate cannot be served, the old one is: {error}")
         }
     }

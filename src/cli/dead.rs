@@ -71,7 +71,9 @@ pub(super) fn run(path: &Path, command: Command) -> Result<(), Stop> {
                 return output::json(&letters);
             }
             let rows = letters.iter().map(row).collect();
-            let header = ["DEAD", "SINK", "SINCE", "TRIES", "STATUS", "INSTANCE", "ANSWER"];
+            let header = [
+                "DEAD", "SINK", "SINCE", "TRIES", "STATUS", "INSTANCE", "ANSWER",
+            ];
             output::table(&header, rows, "no dead letters")
         }
         Command::Show { id, json } => {
@@ -82,10 +84,14 @@ pub(super) fn run(path: &Path, command: Command) -> Result<(), Stop> {
             if json {
                 return output::json(letter);
             }
-            let header = ["DEAD", "SINK", "SINCE", "TRIES", "STATUS", "INSTANCE", "ANSWER"];
+            let header = [
+                "DEAD", "SINK", "SINCE", "TRIES", "STATUS", "INSTANCE", "ANSWER",
+            ];
             output::table(&header, vec![row(letter)], "")?;
             let event = letter.event.id;
-            output::line(&format!("\n`runbell event show {event}` has its whole history"))
+            output::line(&format!(
+                "\n`runbell event show {event}` has its whole history"
+            ))
         }
         Command::Retry { which, to } => {
             if let Some(sink) = &to
@@ -136,7 +142,9 @@ fn change(
                 let now = Clock::system().now();
                 let selection = match which {
                     Which { all: true, .. } => DeadSelection::All,
-                    Which { sink: Some(sink), .. } => DeadSelection::Sink(sink),
+                    Which {
+                        sink: Some(sink), ..
+                    } => DeadSelection::Sink(sink),
                     Which { ids, .. } => DeadSelection::Ids(ids),
                 };
                 let done = if act == "dead/retry" {

@@ -118,7 +118,9 @@ fn show(shown: &wire::EventShown) -> Result<(), Stop> {
         ("instance", output::or_dash(event.instance.as_deref())),
         (
             "event time",
-            event.event_time.map_or_else(|| "-".to_owned(), |at| at.to_string()),
+            event
+                .event_time
+                .map_or_else(|| "-".to_owned(), |at| at.to_string()),
         ),
         ("sent by SNS", output::time(event.sent_at)),
         ("received", output::time(event.received_at)),
@@ -126,7 +128,10 @@ fn show(shown: &wire::EventShown) -> Result<(), Stop> {
         ("message id", output::plain(&event.message_id)),
     ];
     if event.time_doubted {
-        facts.push(("note", "its time is not credible; SNS's orders it".to_owned()));
+        facts.push((
+            "note",
+            "its time is not credible; SNS's orders it".to_owned(),
+        ));
     }
     if let Some(first) = event.repeat_of {
         facts.push(("note", format!("event {first} told the same step before")));

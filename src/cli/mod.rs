@@ -76,6 +76,10 @@ enum Command {
 enum Stop {
     /// The settings are wrong.
     Settings(Box<Faults>),
+    /// The settings are wrong, and that was said.
+    SettingsSaid,
+    /// The command line names something that is not there.
+    Usage(String),
     /// It was done, and the answer is no; what there is to say was said.
     No,
     /// It failed.
@@ -114,6 +118,11 @@ pub fn run(args: Args) -> ExitCode {
         Err(Stop::Settings(faults)) => {
             output::complain(&faults.render(output::is_coloured()));
             ExitCode::from(78)
+        }
+        Err(Stop::SettingsSaid) => ExitCode::from(78),
+        Err(Stop::Usage(why)) => {
+            output::complain(&format!("error: {why}\n"));
+            ExitCode::from(2)
         }
         // Whoever reads our output may have read enough.
         Err(Stop::Failed(error)) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,

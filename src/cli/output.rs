@@ -27,18 +27,14 @@ pub(super) fn json(data: &impl Serialize) -> Result<(), Stop> {
 }
 
 /// Prints a table; `nothing` when it has no rows.
-pub(super) fn table(
-    header: &[&str],
-    rows: Vec<Vec<String>>,
-    nothing: &str,
-) -> Result<(), Stop> {
+pub(super) fn table(header: &[&str], rows: Vec<Vec<String>>, nothing: &str) -> Result<(), Stop> {
     if rows.is_empty() {
         complain(&format!("{nothing}\n"));
         return Ok(());
     }
     let mut table = Table::new();
     table
-        .load_preset(presets::NOTHING)
+        .load_style(presets::NOTHING)
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_header(header.iter().copied())
         .add_rows(rows);

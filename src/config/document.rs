@@ -1,0 +1,260 @@
+//! A settings file as text with places: sections are read out of it, and what is wrong with them is
+//! found again in it.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use toml::Value;
+use toml_edit::Item;
+
+use super::{Config, Diagnostic, Faults};
+use crate::fault::{Fault, meant};
+
+/// A file, what was taken out of it, and what was found wrong.
+pub(super) struct Document {
+    text: String,
+    path: PathBuf,
+    places: toml_edit::Document<String>,
+    values: toml::Table,
+    faults: Vec<Diagnostic>,
+    warnings: Vec<Diagnostic>,
+}
+
+impl Document {
+    pub(super) fn parse(text: &str, path: &Path) -> Result<Self, Faults> {
+        let wrong = |span: Option<Range<usize>>, message: &str| {
+            let message = message.trim_end().replace('\n', "; ");
+            let span = span.unwrap_or(0..0);
+            Faults::new(vec![Diagnostic::at(path, text, span, message, false)])
+        };
+        let places = toml_edit::Document::parse(text.to_owned())
+            .map_err(|error| wrong(error.span(), error.message()))?;
+        let values = toml::from_str(text).map_err(|error| wrong(error.span(), error.message()))?;
+        Ok(Self {
+            text: text.to_owned(),
+            path: path.to_owned(),
+            places,
+            values,
+            faults: Vec::new(),
+            warnings: Vec::new(),
+        })
+    }
+
+    /// The settings, if nothing was wrong.
+    pub(super) fn finish(
+        self,
+        config: Option<Config>,
+    ) -> Result<(Config, Vec<Diagnostic>), Faults> {
+        match config {
+            Some(config) if self.faults.is_empty() => Ok((config, self.warnings)),
+            _ => Err(Faults::new(self.faults)),
+        }
+    }
+
+    /// The keys at the top, which must be among `known`.
+    pub(super) fn keys_are_among(&mut self, known: &[&str]) {
+        let keys: Vec<String> = self.values.keys().cloned().collect();
+        for key in keys {
+            if !known.contains(&key.as_str()) {
+                let suggestion = meant(&key, known.iter().copied());
+                self.fault(&[&key], format!("there is no section `{key}`{suggestion}"));
+            }
+        }
+    }
+
+    /// One section; its defaults when it is left out.
+    pub(super) fn section<T: DeserializeOwned + Default>(&mut self, name: &str) -> Option<T> {
+        match self.values.get(name).cloned() {
+            None => Some(T::default()),
+            Some(value) => self.read(&[name], value),
+        }
+    }
+
+    /// The tables of an array, `[[name]]`; each with the number that leads to it.
+    pub(super) fn array<T: DeserializeOwned>(&mut self, name: &str) -> Vec<(String, Option<T>)> {
+        let tables = match self.values.get(name).cloned() {
+            None => return Vec::new(),
+            Some(Value::Array(tables)) => tables,
+            Some(_) => {
+                self.fault(&[name], format!("write each of them as `[[{name}]]`"));
+                return Vec::new();
+            }
+        };
+        let numbered = tables.into_iter().enumerate();
+        numbered
+            .map(|(number, table)| {
+                let number = number.to_string();
+                let read = self.read(&[name, &number], table);
+                (number, read)
+            })
+            .collect()
+    }
+
+    /// The tables within a table, `[name.…]`, by name.
+    pub(super) fn tables(&mut self, name: &str) -> Vec<(String, toml::Table)> {
+        let tables = match self.values.get(name).cloned() {
+            None => return Vec::new(),
+            Some(Value::Table(tables)) => tables,
+            Some(_) => {
+                self.fault(&[name], format!("write each of them as `[{name}.NAME]`"));
+                return Vec::new();
+            }
+        };
+        let mut found = Vec::new();
+        for (key, value) in tables {
+            match value {
+                Value::Table(table) => found.push((key, table)),
+                _ => self.fault(&[name, &key], format!("write it as `[{name}.{key}]`")),
+            }
+        }
+        found
+    }
+
+    /// Reads a value. What is wrong with it is taken out and looked past, so that all of it is found
+    /// and not only the first.
+    pub(super) fn read<T: DeserializeOwned>(&mut self, at: &[&str], mut value: Value) -> Option<T> {
+        let mut is_whole = true;
+        loop {
+            let error = match serde_path_to_error::deserialize(value.clone()) {
+                Ok(read) => return Some(read).filter(|_| is_whole),
+                Err(error) => error,
+            };
+            is_whole = false;
+            let mut path: Vec<String> = error.path().iter().filter_map(key).collect();
+            let message = error.inner().to_string();
+            let message = message.trim_end();
+            let unknown = message
+                .strip_prefix("unknown field `")
+                .and_then(|rest| rest.split_once('`'));
+            let message = match unknown {
+                Some((key, expected)) => {
+                    // The path may lead to the table or to the key itself.
+                    if path.last().map(String::as_str) != Some(key) {
+                        path.push(key.to_owned());
+                    }
+                    let known = expected.split('`').skip(1).step_by(2);
+                    format!("there is no key `{key}` here{}", meant(key, known))
+                }
+                None => message.replace("missing field", "missing key"),
+            };
+            let whole: Vec<&str> = at
+                .iter()
+                .copied()
+                .chain(path.iter().map(String::as_str))
+                .collect();
+            self.fault(&whole, message);
+            if !take_out(&mut value, &path) {
+                return None;
+            }
+        }
+    }
+
+    /// Something is wrong at `path`.
+    pub(super) fn fault(&mut self, path: &[&str], message: impl Into<String>) {
+        let diagnostic = self.diagnostic(path, message.into());
+        self.faults.push(diagnostic);
+    }
+
+    /// What a part found wrong with its settings at `path`.
+    pub(super) fn faults(&mut self, path: &[&str], faults: Vec<Fault>) {
+        for fault in faults {
+            let inner = fault.path.iter().map(String::as_str);
+            let whole: Vec<&str> = path.iter().copied().chain(inner).collect();
+            self.fault(&whole, fault.message);
+        }
+    }
+
+    /// Something at `path` is probably not meant.
+    pub(super) fn warn(&mut self, path: &[&str], message: impl Into<String>) {
+        let diagnostic = self.diagnostic(path, message.into()).warning();
+        self.warnings.push(diagnostic);
+    }
+
+    fn diagnostic(&self, path: &[&str], message: String) -> Diagnostic {
+        let (span, is_secret) = self.place(path);
+        Diagnostic::at(&self.path, &self.text, span, message, is_secret)
+    }
+
+    /// Where `path` leads, or as far as it does; and whether a secret stands there.
+    fn place(&self, path: &[&str]) -> (Range<usize>, bool) {
+        let mut span = 0..0;
+        let mut item = Some(self.places.as_item());
+        for key in path {
+            let Some(here) = item else { break };
+            item = match here {
+                Item::ArrayOfTables(tables) => {
+                    let table = key.parse().ok().and_then(|at: usize| tables.get(at));
+                    span = table.and_then(toml_edit::Table::span).unwrap_or(span);
+                    item_of(here, key)
+                }
+                _ => {
+                    let entry = here.as_table_like().and_then(|it| it.get_key_value(key));
+                    match entry {
+                        Some((name, value)) => {
+                            let is_table = value.is_table() || value.is_array_of_tables();
+                            let of_value = value.span().filter(|_| !is_table);
+                            span = of_value.or_else(|| name.span()).unwrap_or(span);
+                        }
+                        None => {
+                            let of_item = item_of(here, key).and_then(Item::span);
+                            span = of_item.unwrap_or(span);
+                        }
+                    }
+                    item_of(here, key)
+                }
+            };
+        }
+        let is_secret = path.iter().any(|key| matches!(*key, "password" | "token"))
+            && item.is_some_and(Item::is_str);
+        (span, is_secret)
+    }
+}
+
+fn item_of<'i>(item: &'i Item, key: &str) -> Option<&'i Item> {
+    match item {
+        Item::ArrayOfTables(_) | Item::Value(toml_edit::Value::Array(_)) => {
+            item.get(key.parse::<usize>().ok()?)
+        }
+        _ => item.get(key),
+    }
+}
+
+fn key(segment: &serde_path_to_error::Segment) -> Option<String> {
+    use serde_path_to_error::Segment;
+    match segment {
+        Segment::Seq { index } => Some(index.to_string()),
+        Segment::Map { key } => Some(key.clone()),
+        Segment::Enum { .. } | Segment::Unknown => None,
+    }
+}
+
+/// Takes what lies at `path` out of a value; `false` when there is nothing to take.
+fn take_out(value: &mut Value, path: &[String]) -> bool {
+    let Some((last, before)) = path.split_last() else {
+        return false;
+    };
+    let mut place = value;
+    for key in before {
+        let next = match place {
+            Value::Table(table) => table.get_mut(key),
+            Value::Array(array) => key.parse().ok().and_then(|at: usize| array.get_mut(at)),
+            _ => None,
+        };
+        match next {
+            Some(next) => place = next,
+            None => return false,
+        }
+    }
+    match place {
+        Value::Table(table) => table.remove(last).is_some(),
+        Value::Array(array) => match last.parse::<usize>() {
+            Ok(at) if at < array.len() => {
+                array.remove(at);
+                true
+            }
+            _ => false,
+        },
+        _ => false,
+    }
+}
