@@ -114,19 +114,29 @@ impl Document {
     /// Reads a value. What is wrong with it is taken out and looked past, so that all of it is found
     /// and not only the first.
     pub(super) fn read<T: DeserializeOwned>(&mut self, at: &[&str], mut value: Value) -> Option<T> {
-        let mut is_whole = true;
+        let mut taken: Vec<Vec<String>> = Vec::new();
         loop {
             let error = match serde_path_to_error::deserialize(value.clone()) {
-                Ok(read) => return Some(read).filter(|_| is_whole),
+                // What is left is checked as well; that something was wrong is not forgotten.
+                Ok(read) => return Some(read),
                 Err(error) => error,
             };
-            is_whole = false;
             let mut path: Vec<String> = error.path().iter().filter_map(key).collect();
-            let message = error.inner().to_string();
-            let message = message.trim_end();
+            let message = error.inner().message().trim_end();
             let unknown = message
                 .strip_prefix("unknown field `")
                 .and_then(|rest| rest.split_once('`'));
+            let missing = message
+                .strip_prefix("missing field `")
+                .and_then(|rest| rest.strip_suffix('`'));
+            if let Some(missing) = missing {
+                let whole = [path.as_slice(), &[missing.to_owned()]].concat();
+                if taken.contains(&whole) {
+                    // It is missing because it was wrong, and that was said.
+                    return None;
+                }
+            }
+            let is_key = unknown.is_some();
             let message = match unknown {
                 Some((key, expected)) => {
                     // The path may lead to the table or to the key itself.
@@ -143,16 +153,18 @@ impl Document {
                 .copied()
                 .chain(path.iter().map(String::as_str))
                 .collect();
-            self.fault(&whole, message);
+            let diagnostic = self.diagnostic(&whole, message, is_key);
+            self.faults.push(diagnostic);
             if !take_out(&mut value, &path) {
                 return None;
             }
+            taken.push(path);
         }
     }
 
     /// Something is wrong at `path`.
     pub(super) fn fault(&mut self, path: &[&str], message: impl Into<String>) {
-        let diagnostic = self.diagnostic(path, message.into());
+        let diagnostic = self.diagnostic(path, message.into(), false);
         self.faults.push(diagnostic);
     }
 
@@ -167,20 +179,22 @@ impl Document {
 
     /// Something at `path` is probably not meant.
     pub(super) fn warn(&mut self, path: &[&str], message: impl Into<String>) {
-        let diagnostic = self.diagnostic(path, message.into()).warning();
+        let diagnostic = self.diagnostic(path, message.into(), false).warning();
         self.warnings.push(diagnostic);
     }
 
-    fn diagnostic(&self, path: &[&str], message: String) -> Diagnostic {
-        let (span, is_secret) = self.place(path);
+    fn diagnostic(&self, path: &[&str], message: String, is_key: bool) -> Diagnostic {
+        let (span, is_secret) = self.place(path, is_key);
         Diagnostic::at(&self.path, &self.text, span, message, is_secret)
     }
 
-    /// Where `path` leads, or as far as it does; and whether a secret stands there.
-    fn place(&self, path: &[&str]) -> (Range<usize>, bool) {
+    /// Where `path` leads, or as far as it does: to the value, or to the key when that is what is
+    /// wrong. And whether a secret stands there.
+    fn place(&self, path: &[&str], is_key: bool) -> (Range<usize>, bool) {
         let mut span = 0..0;
         let mut item = Some(self.places.as_item());
-        for key in path {
+        for (at, key) in path.iter().enumerate() {
+            let is_key = is_key && at + 1 == path.len();
             let Some(here) = item else { break };
             item = match here {
                 Item::ArrayOfTables(tables) => {
@@ -193,7 +207,7 @@ impl Document {
                     match entry {
                         Some((name, value)) => {
                             let is_table = value.is_table() || value.is_array_of_tables();
-                            let of_value = value.span().filter(|_| !is_table);
+                            let of_value = value.span().filter(|_| !is_table && !is_key);
                             span = of_value.or_else(|| name.span()).unwrap_or(span);
                         }
                         None => {

@@ -269,10 +269,10 @@ fn the_example_has_every_key() {
         ("when", "when = {"),
     ] {
         let strange = all.replacen(
-            place,
+            &format!("\n{place}"),
             &match place.ends_with('{') {
-                true => format!("{place} zzz = 1, "),
-                false => format!("{place}\nzzz = 1"),
+                true => format!("\n{place} zzz = 1, "),
+                false => format!("\n{place}\nzzz = 1"),
             },
             1,
         );
