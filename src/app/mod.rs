@@ -10,6 +10,7 @@ use std::io;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -229,19 +230,12 @@ impl App {
                 worker.run(&stop).await;
             });
         }
-        let admin = admin::router(&self.config.admin, self.admin_parts(&signals));
-        let admin_doors = [
-            listeners.admin.map(Door::Plain),
-            listeners.socket.map(Door::Unix),
-        ];
-        for door in admin_doors.into_iter().flatten() {
-            let (router, metrics) = (admin.clone(), Arc::clone(&self.metrics));
-            let stop = windows.clone();
-            rest.spawn(
-                "the admin listener",
-                serve("admin", door, router, admin::limits(drain), metrics, stop),
-            );
-        }
+        self.open_windows(
+            &mut rest,
+            &signals,
+            (listeners.admin, listeners.socket),
+            &windows,
+        );
         rest.spawn("the upkeep", self.upkeep(windows.clone()));
         rest.spawn("the reload", self.reloads(&signals, windows.clone()));
         tracing::info!("ready");
@@ -282,6 +276,26 @@ impl App {
         }
         tracing::info!("stopped");
         outcome
+    }
+
+    /// Opens the admin door, as many as there are.
+    fn open_windows(
+        &self,
+        tasks: &mut Tasks,
+        signals: &Signals,
+        (tcp, unix): (Option<TcpListener>, Option<UnixListener>),
+        stop: &CancellationToken,
+    ) {
+        let router = admin::router(&self.config.admin, self.admin_parts(signals));
+        let doors = [tcp.map(Door::Plain), unix.map(Door::Unix)];
+        for door in doors.into_iter().flatten() {
+            let limits = admin::limits(self.config.server.drain);
+            let (metrics, stop) = (Arc::clone(&self.metrics), stop.clone());
+            tasks.spawn(
+                "the admin listener",
+                serve("admin", door, router.clone(), limits, metrics, stop),
+            );
+        }
     }
 
     fn surroundings(&self) -> Surroundings {

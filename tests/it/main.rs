@@ -4,6 +4,7 @@
     reason = "one binary: whatever is shared among its modules is public enough"
 )]
 
+mod attacks;
 mod floors;
 mod harness;
 mod order;
