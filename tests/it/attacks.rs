@@ -280,26 +280,38 @@ async fn many_requests_share_one_fetch_and_strangers_cause_few() {
 #[tokio::test]
 async fn a_compatible_service_that_begins_anew_is_asked_once_more() {
     let sns = Sns::start().await;
-    let runbell = Runbell::start(&sns, Setup::default()).await;
+    let at = now();
+    let clock = Clock::by_hand(at);
+    let runbell = Runbell::start(
+        &sns,
+        Setup {
+            clock,
+            ..Setup::default()
+        },
+    )
+    .await;
     assert_eq!(
         runbell
-            .post(sns.envelope(&Sns::draft("m-1", "hello", now())))
+            .post(sns.envelope(&Sns::draft("m-1", "hello", at)))
             .await,
         200
     );
     let url = format!("{}/certificate.pem", sns.base);
     let anew = Signer::new(&url, &Certificate::default()).unwrap();
     sns.certificate_is(Answer::of(200, anew.pem().unwrap()));
-    let body = anew.envelope(&Sns::draft("m-2", "hello", now())).unwrap();
+    let body = anew.envelope(&Sns::draft("m-2", "hello", at)).unwrap();
+    let body = serde_json::Value::Object(body).to_string();
     assert_eq!(
-        runbell
-            .post(serde_json::Value::Object(body).to_string())
-            .await,
-        200
+        runbell.post(body.clone()).await,
+        403,
+        "what was just fetched is current"
     );
+    runbell.clock.advance(std::time::Duration::from_secs(11));
+    assert_eq!(runbell.post(body).await, 200);
     assert_eq!(sns.asked().len(), 2);
-    let old = sns.envelope(&Sns::draft("m-3", "hello", now()));
+    let old = sns.envelope(&Sns::draft("m-3", "hello", at));
     assert_eq!(runbell.post(old).await, 403);
+    assert_eq!(sns.asked().len(), 2, "what is forged causes no fetch");
 }
 
 #[tokio::test]
