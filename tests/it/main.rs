@@ -5,6 +5,7 @@
 )]
 
 mod attacks;
+mod crash;
 mod floors;
 mod harness;
 mod order;
