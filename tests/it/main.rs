@@ -10,3 +10,4 @@ mod floors;
 mod harness;
 mod order;
 mod store;
+mod web;
