@@ -20,9 +20,9 @@ use super::envelope::{Envelope, Version, shown};
 use super::{KnownCertificate, MessageType, TopicArn, TopicSettings};
 
 /// How old a message may be: the longest that SNS retries is an hour; and our clock may be wrong.
-const OLDEST: Duration = Duration::from_secs(90 * 60);
+const OLDEST: Duration = Duration::from_mins(90);
 /// How far in our future it may have been signed.
-const NEWEST: Duration = Duration::from_secs(5 * 60);
+const NEWEST: Duration = Duration::from_mins(5);
 
 /// Says whether AWS signed an envelope, for a topic that the settings allow.
 pub struct Verifier {
