@@ -26,7 +26,7 @@ pub struct WhenSettings {
     pub instance: Option<Texts>,
     /// The command's id.
     pub command: Option<Texts>,
-    /// ARN of the topic.
+    /// The topic: by its ARN, or by its name.
     pub topic: Option<Texts>,
     /// The topic's account.
     pub account: Option<Texts>,
@@ -353,7 +353,10 @@ fn values(field: Field, event: &Event) -> Vec<&str> {
             })
             .unwrap_or_default(),
         Field::Command => of(|it| Some(it.command.as_str())),
-        Field::Topic => vec![&event.topic],
+        Field::Topic => {
+            let bare = event.topic.rsplit(':').next().unwrap_or_default();
+            vec![&event.topic, bare]
+        }
         Field::Account => vec![&event.account],
         Field::Region => vec![&event.region],
         Field::Subject => event.subject.as_deref().into_iter().collect(),

@@ -1,6 +1,6 @@
 //! The certificates that SNS signs with: where they may lie, what they must be, how they are got.
 //!
-//! The verifier asks [`Certificates`] for the key that a URL stands for. Keys are parsed once and
+//! The verifier asks `Certificates` for the key that a URL stands for. Keys are parsed once and
 //! kept by their whole URL; parsing one anew would cost ten verifications.
 
 use std::collections::HashMap;
