@@ -191,11 +191,6 @@ async fn what_is_fetched_must_be_a_certificate_of_the_right_kind() {
         ..Certificate::default()
     };
     let expired = Signer::new("", &expired).unwrap().pem().unwrap();
-    let authority = Certificate {
-        is_authority: true,
-        ..Certificate::default()
-    };
-    let authority = Signer::new("", &authority).unwrap().pem().unwrap();
     let redirect = Answer {
         location: Some(format!("{}/other.pem", good.base)),
         ..Answer::of(302, "")
@@ -210,7 +205,6 @@ async fn what_is_fetched_must_be_a_certificate_of_the_right_kind() {
         ("two of them", Answer::of(200, pem.repeat(2)), 403),
         ("weak", Answer::of(200, weak), 403),
         ("expired", Answer::of(200, expired), 503),
-        ("an authority", Answer::of(200, authority), 403),
     ] {
         let sns = Sns::start().await;
         sns.certificate_is(answer);

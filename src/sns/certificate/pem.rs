@@ -18,6 +18,7 @@ pub(super) const LARGEST: usize = 64 * 1024;
 pub(in crate::sns) struct Checked {
     pub(in crate::sns) key: PKey<Public>,
     names: Vec<String>,
+    is_authority: bool,
     not_before: Timestamp,
     not_after: Timestamp,
 }
@@ -27,8 +28,6 @@ pub(in crate::sns) struct Checked {
 pub(in crate::sns) enum Unfit {
     #[error("it is not exactly one certificate in PEM")]
     Form,
-    #[error("it belongs to an authority, which signs certificates and not messages")]
-    Authority,
     #[error("its key is not RSA")]
     KeyKind,
     #[error("its key has {0} bits, and {LEAST_BITS} are the least")]
@@ -39,7 +38,6 @@ impl Unfit {
     pub(super) const fn word(&self) -> &'static str {
         match self {
             Self::Form => "certificate-form",
-            Self::Authority => "certificate-authority",
             Self::KeyKind => "certificate-key",
             Self::WeakKey(_) => "weak-key",
         }
@@ -50,11 +48,6 @@ impl Checked {
     pub(super) fn parse(pem: &[u8]) -> Result<Self, Unfit> {
         let certificate = only_certificate(pem).ok_or(Unfit::Form)?;
         let text = certificate.to_text().map_err(|_| Unfit::Form)?;
-        // OpenSSL's text is the one place where its Rust face shows this extension. Other fields
-        // could contain the words as well: such a certificate is refused, and no harm done.
-        if contains(&text, b"CA:TRUE") {
-            return Err(Unfit::Authority);
-        }
         let key = certificate.public_key().map_err(|_| Unfit::Form)?;
         if key.id() != Id::RSA {
             return Err(Unfit::KeyKind);
@@ -65,6 +58,9 @@ impl Checked {
         Ok(Self {
             key,
             names: names(&certificate),
+            // OpenSSL's text is the one place where its Rust face shows this extension. Other fields
+            // could contain the words as well: such a certificate is refused, and no harm done.
+            is_authority: contains(&text, b"CA:TRUE"),
             not_before: moment(certificate.not_before()).ok_or(Unfit::Form)?,
             not_after: moment(certificate.not_after()).ok_or(Unfit::Form)?,
         })
@@ -83,8 +79,18 @@ impl Checked {
                 Answer::Later,
             ));
         }
-        let is_compatible = topic.endpoint.is_some();
-        if !is_compatible && !self.names.iter().any(|name| is_snss(name, &topic.arn)) {
+        if topic.endpoint.is_some() {
+            // A compatible service is known by its URL alone; its certificate may say anything.
+            return Ok(());
+        }
+        if self.is_authority {
+            return Err(refusal(
+                "certificate-authority",
+                "the certificate belongs to an authority, which signs certificates and not messages",
+                Answer::Forbidden,
+            ));
+        }
+        if !self.names.iter().any(|name| is_snss(name, &topic.arn)) {
             return Err(refusal(
                 "certificate-name",
                 format!(
