@@ -76,16 +76,24 @@ impl Load {
             .zip(notifications)
             .map(|(number, _)| start + pace * number)
             .collect();
-        let posts = self.senders.iter_mut().enumerate().map(async |(first, sender)| {
-            let mut took = Vec::new();
-            let own = notifications.iter().zip(&due).skip(first).step_by(CONNECTIONS);
-            for (one, due) in own {
-                tokio::time::sleep_until((*due).into()).await;
-                accepted(post(sender, one).await?)?;
-                took.push(due.elapsed());
-            }
-            anyhow::Ok(took)
-        });
+        let posts = self
+            .senders
+            .iter_mut()
+            .enumerate()
+            .map(async |(first, sender)| {
+                let mut took = Vec::new();
+                let own = notifications
+                    .iter()
+                    .zip(&due)
+                    .skip(first)
+                    .step_by(CONNECTIONS);
+                for (one, due) in own {
+                    tokio::time::sleep_until((*due).into()).await;
+                    accepted(post(sender, one).await?)?;
+                    took.push(due.elapsed());
+                }
+                anyhow::Ok(took)
+            });
         let each = try_join_all(posts).await?.concat();
         Ok(Took {
             whole: start.elapsed(),

@@ -54,7 +54,9 @@ pub(crate) fn sign(
             })
             .collect();
         for worker in workers {
-            let share = worker.join().map_err(|_| anyhow::anyhow!("signing failed"))?;
+            let share = worker
+                .join()
+                .map_err(|_| anyhow::anyhow!("signing failed"))?;
             signed.extend(share?);
         }
         Ok(signed)
@@ -132,8 +134,18 @@ fn tell(life: &str, number: usize, count: usize, now: Timestamp) -> Told {
 /// An id that looks random, and is the same in every run.
 fn uuid(seed: &[&str]) -> String {
     let hash = openssl::sha::sha256(seed.join("/").as_bytes());
-    let hex: String = hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    let hex: String = hash
+        .iter()
+        .take(16)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     let part = |from, to| hex.get(from..to).unwrap_or_default();
-    let parts = [part(0, 8), part(8, 12), part(12, 16), part(16, 20), part(20, 32)];
+    let parts = [
+        part(0, 8),
+        part(8, 12),
+        part(12, 16),
+        part(16, 20),
+        part(20, 32),
+    ];
     parts.join("-")
 }

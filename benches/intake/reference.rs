@@ -40,7 +40,9 @@ pub(crate) async fn serve(folder: &Path) -> anyhow::Result<()> {
         .with_state(Arc::new(key));
     crate::child::say_port(listener.tcp.local_addr()?.port());
     let served = axum::serve(listener, router);
-    Ok(served.with_graceful_shutdown(crate::child::told_to_stop()).await?)
+    Ok(served
+        .with_graceful_shutdown(crate::child::told_to_stop())
+        .await?)
 }
 
 #[derive(Deserialize)]
