@@ -1,13 +1,12 @@
 //! The servers run as processes of their own, made from this same program, so that what they use is
 //! theirs alone. A child says its port on standard output and ends when its standard input does.
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::Path;
 use std::process::{Child as Process, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use tokio::io::AsyncReadExt as _;
 
 use crate::{Role, load};
 
@@ -98,5 +97,6 @@ pub(crate) fn say_port(port: u16) {
 
 /// For the child: waits until the parent is done with it, or gone.
 pub(crate) async fn told_to_stop() {
-    let _ = tokio::io::stdin().read_to_end(&mut Vec::new()).await;
+    let read = || std::io::stdin().read_to_end(&mut Vec::new());
+    let _ = tokio::task::spawn_blocking(read).await;
 }
