@@ -248,11 +248,18 @@ impl Worker {
             if let Some(block_for) = route.and_then(|route| route.block_for) {
                 patience.block_for = Some(block_for);
             }
-            let send_redundant = route.is_some_and(|route| route.send_redundant);
+            // Of a route that is gone nobody knows: better told twice than not at all.
+            let send_redundant = route.is_none_or(|route| route.send_redundant);
             let mut results = Vec::new();
             for waiting in lane.waiting {
                 let candidate = candidate(&waiting);
-                match order::decide(&candidate, lane.high.as_ref(), send_redundant) {
+                // What may have gone already went in the order of that time.
+                let high = if waiting.possible_repeat {
+                    waiting.high_then.as_ref()
+                } else {
+                    lane.high.as_ref()
+                };
+                match order::decide(&candidate, high, send_redundant) {
                     Decision::Redundant(marks) => results.push(Settled {
                         event: waiting.event_id,
                         key: waiting.key,

@@ -10,6 +10,7 @@ use std::io;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -229,19 +230,12 @@ impl App {
                 worker.run(&stop).await;
             });
         }
-        let admin = admin::router(&self.config.admin, self.admin_parts(&signals));
-        let admin_doors = [
-            listeners.admin.map(Door::Plain),
-            listeners.socket.map(Door::Unix),
-        ];
-        for door in admin_doors.into_iter().flatten() {
-            let (router, metrics) = (admin.clone(), Arc::clone(&self.metrics));
-            let stop = windows.clone();
-            rest.spawn(
-                "the admin listener",
-                serve("admin", door, router, admin::limits(drain), metrics, stop),
-            );
-        }
+        self.open_windows(
+            &mut rest,
+            &signals,
+            (listeners.admin, listeners.socket),
+            &windows,
+        );
         rest.spawn("the upkeep", self.upkeep(windows.clone()));
         rest.spawn("the reload", self.reloads(&signals, windows.clone()));
         tracing::info!("ready");
@@ -267,21 +261,42 @@ impl App {
         windows.cancel();
         rest.finish().await;
         work.abort().await;
-        let Self {
-            store,
-            writer,
-            receiver,
-            sinks,
-            ..
-        } = self;
-        drop((store, receiver, sinks));
-        // The last handle is gone, so the writer ends; what it still has to commit takes no thread.
-        let ended = tokio::task::spawn_blocking(move || writer.join()).await;
-        if !matches!(ended, Ok(Ok(()))) {
-            tracing::error!("the writer did not end in order");
+        let (clock, writer) = (self.clock.clone(), self.writer);
+        drop((self.store, self.receiver, self.sinks));
+        // The last handle is gone, so the writer commits what it still has, and ends.
+        let deadline = later(clock.now(), drain);
+        tokio::select! {
+            ended = tokio::task::spawn_blocking(move || writer.join()) => {
+                if !matches!(ended, Ok(Ok(()))) {
+                    tracing::error!("the writer of the store did not end in order");
+                }
+            }
+            () = clock.sleep_until(deadline) => {
+                tracing::error!("the writer of the store did not end in time");
+            }
         }
         tracing::info!("stopped");
         outcome
+    }
+
+    /// Opens the admin door, as many as there are.
+    fn open_windows(
+        &self,
+        tasks: &mut Tasks,
+        signals: &Signals,
+        (tcp, unix): (Option<TcpListener>, Option<UnixListener>),
+        stop: &CancellationToken,
+    ) {
+        let router = admin::router(&self.config.admin, self.admin_parts(signals));
+        let doors = [tcp.map(Door::Plain), unix.map(Door::Unix)];
+        for door in doors.into_iter().flatten() {
+            let limits = admin::limits(self.config.server.drain);
+            let (metrics, stop) = (Arc::clone(&self.metrics), stop.clone());
+            tasks.spawn(
+                "the admin listener",
+                serve("admin", door, router.clone(), limits, metrics, stop),
+            );
+        }
     }
 
     fn surroundings(&self) -> Surroundings {

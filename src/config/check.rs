@@ -24,9 +24,9 @@ const SECTIONS: [&str; 7] = ["server", "admin", "store", "topic", "sink", "route
 const SINKS: [&str; 2] = ["file", "stdout"];
 
 /// How old a message may be when it arrives: what is kept shorter could not be told from a replay.
-const FRESHNESS: Duration = Duration::from_secs(90 * 60);
+const FRESHNESS: Duration = Duration::from_mins(90);
 /// SNS keeps connections for less than this only at a price.
-const ADVISED_KEEP_ALIVE: Duration = Duration::from_secs(60);
+const ADVISED_KEEP_ALIVE: Duration = Duration::from_mins(1);
 
 /// Checks everything; whatever is wrong is left in `document`.
 pub(super) fn config(document: &mut Document, around: &Surroundings<'_>) -> Option<Config> {
@@ -284,13 +284,10 @@ fn sinks(document: &mut Document, around: &Surroundings<'_>) -> Vec<Configured> 
     let mut paths: HashMap<String, String> = HashMap::new();
     for (name, mut table) in document.tables("sink") {
         let at = ["sink", name.as_str()];
-        let kind = match table.remove("type") {
-            Some(Value::String(kind)) => kind,
-            Some(_) | None => {
-                let known = SINKS.join("`, `");
-                document.fault(&at, format!("say what it is: `type` is one of `{known}`"));
-                continue;
-            }
+        let Some(Value::String(kind)) = table.remove("type") else {
+            let known = SINKS.join("`, `");
+            document.fault(&at, format!("say what it is: `type` is one of `{known}`"));
+            continue;
         };
         let rest = Value::Table(table);
         let kind = match kind.as_str() {
@@ -298,7 +295,7 @@ fn sinks(document: &mut Document, around: &Surroundings<'_>) -> Vec<Configured> 
                 it.check(around.folder)
             })
             .map(Kind::File),
-            "stdout" => sink(document, &at, rest, stdout::Settings::check).map(Kind::Stdout),
+            "stdout" => sink(document, &at, rest, |it: stdout::Settings| Ok(it)).map(Kind::Stdout),
             other => {
                 let known = SINKS.join("`, `");
                 document.fault(

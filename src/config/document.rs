@@ -196,27 +196,21 @@ impl Document {
         for (at, key) in path.iter().enumerate() {
             let is_key = is_key && at + 1 == path.len();
             let Some(here) = item else { break };
-            item = match here {
-                Item::ArrayOfTables(tables) => {
-                    let table = key.parse().ok().and_then(|at: usize| tables.get(at));
-                    span = table.and_then(toml_edit::Table::span).unwrap_or(span);
-                    item_of(here, key)
+            item = if let Item::ArrayOfTables(tables) = here {
+                let table = key.parse().ok().and_then(|at: usize| tables.get(at));
+                span = table.and_then(toml_edit::Table::span).unwrap_or(span);
+                item_of(here, key)
+            } else {
+                let entry = here.as_table_like().and_then(|it| it.get_key_value(key));
+                if let Some((name, value)) = entry {
+                    let is_table = value.is_table() || value.is_array_of_tables();
+                    let of_value = value.span().filter(|_| !is_table && !is_key);
+                    span = of_value.or_else(|| name.span()).unwrap_or(span);
+                } else {
+                    let of_item = item_of(here, key).and_then(Item::span);
+                    span = of_item.unwrap_or(span);
                 }
-                _ => {
-                    let entry = here.as_table_like().and_then(|it| it.get_key_value(key));
-                    match entry {
-                        Some((name, value)) => {
-                            let is_table = value.is_table() || value.is_array_of_tables();
-                            let of_value = value.span().filter(|_| !is_table && !is_key);
-                            span = of_value.or_else(|| name.span()).unwrap_or(span);
-                        }
-                        None => {
-                            let of_item = item_of(here, key).and_then(Item::span);
-                            span = of_item.unwrap_or(span);
-                        }
-                    }
-                    item_of(here, key)
-                }
+                item_of(here, key)
             };
         }
         let is_secret = path.iter().any(|key| matches!(*key, "password" | "token"))

@@ -270,9 +270,10 @@ fn the_example_has_every_key() {
     ] {
         let strange = all.replacen(
             &format!("\n{place}"),
-            &match place.ends_with('{') {
-                true => format!("\n{place} zzz = 1, "),
-                false => format!("\n{place}\nzzz = 1"),
+            &if place.ends_with('{') {
+                format!("\n{place} zzz = 1, ")
+            } else {
+                format!("\n{place}\nzzz = 1")
             },
             1,
         );

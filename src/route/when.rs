@@ -26,7 +26,7 @@ pub struct WhenSettings {
     pub instance: Option<Texts>,
     /// The command's id.
     pub command: Option<Texts>,
-    /// ARN of the topic.
+    /// The topic: by its ARN, or by its name.
     pub topic: Option<Texts>,
     /// The topic's account.
     pub account: Option<Texts>,
@@ -94,14 +94,13 @@ struct Pattern {
 }
 
 /// The kinds that a route can name.
-const KINDS: [&str; 8] = [
+const KINDS: [&str; 7] = [
     "summary",
     "invocation",
     "alarm",
     "eventbridge",
     "subscribe",
     "unsubscribe",
-    "notice",
     "other",
 ];
 
@@ -212,7 +211,9 @@ impl Patterns {
                 Some(rest) => (true, rest),
                 None => (false, text.as_str()),
             };
+            let is_glob = text.contains(['*', '?']);
             let text = match field {
+                _ if is_glob => text.to_owned(),
                 Field::Status => match Status::parse(text) {
                     _ if DETAILS.contains(&detail(text)) => detail(text).to_owned(),
                     status => status.as_str().to_owned(),
@@ -353,7 +354,10 @@ fn values(field: Field, event: &Event) -> Vec<&str> {
             })
             .unwrap_or_default(),
         Field::Command => of(|it| Some(it.command.as_str())),
-        Field::Topic => vec![&event.topic],
+        Field::Topic => {
+            let bare = event.topic.rsplit(':').next().unwrap_or_default();
+            vec![&event.topic, bare]
+        }
         Field::Account => vec![&event.account],
         Field::Region => vec![&event.region],
         Field::Subject => event.subject.as_deref().into_iter().collect(),

@@ -4,13 +4,13 @@
 //! afterwards nobody here can know: where that matters, write a file.
 
 use std::io::{self, Write as _};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::Deserialize;
 
 use super::record::write_line;
 use super::{Capacity, Sink};
-use crate::fault::Fault;
 use crate::render::Notice;
 use crate::retry::{Patience, Scope, Verdict};
 
@@ -18,16 +18,6 @@ use crate::retry::{Patience, Scope, Verdict};
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {}
-
-impl Settings {
-    /// Checks them.
-    ///
-    /// # Errors
-    /// Never; other sinks have something to check.
-    pub const fn check(self) -> Result<Self, Vec<Fault>> {
-        Ok(self)
-    }
-}
 
 /// Writes to standard output.
 #[derive(Clone, Copy, Debug, Default)]
@@ -44,6 +34,7 @@ impl Sink for StdoutSink {
 
     fn patience(&self) -> Patience {
         Patience {
+            horizon: Duration::MAX,
             block_for: None,
             ..Patience::default()
         }
@@ -63,7 +54,8 @@ impl Sink for StdoutSink {
         .await;
         let verdict = match written {
             Ok(Ok(())) => Verdict::Sent { remote_id: None },
-            Ok(Err(error)) => Verdict::Broken {
+            // How much of it was taken before is not known.
+            Ok(Err(error)) => Verdict::Unknown {
                 why: format!("standard output cannot be written: {error}"),
             },
             Err(error) => Verdict::Retry {

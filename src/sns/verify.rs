@@ -20,9 +20,9 @@ use super::envelope::{Envelope, Version, shown};
 use super::{KnownCertificate, MessageType, TopicArn, TopicSettings};
 
 /// How old a message may be: the longest that SNS retries is an hour; and our clock may be wrong.
-const OLDEST: Duration = Duration::from_secs(90 * 60);
+const OLDEST: Duration = Duration::from_mins(90);
 /// How far in our future it may have been signed.
-const NEWEST: Duration = Duration::from_secs(5 * 60);
+const NEWEST: Duration = Duration::from_mins(5);
 
 /// Says whether AWS signed an envelope, for a topic that the settings allow.
 pub struct Verifier {
@@ -266,14 +266,16 @@ impl Verifier {
             return Err(forbidden("certificate-url", why));
         }
         let text = envelope.string_to_sign();
-        let was_kept = self.certificates.is_kept(url);
+        let may_be_outdated = self.certificates.may_be_outdated(url, now);
         let (checked, fetched) = self
             .certificates
             .get(url, topic, client, now, false)
             .await?;
         match judge(&checked.key, envelope, &text) {
             // A compatible service may have begun anew, with another key at the same place.
-            Err(refusal) if refusal.word == "signature" && was_kept && topic.endpoint.is_some() => {
+            Err(refusal)
+                if refusal.word == "signature" && may_be_outdated && topic.endpoint.is_some() =>
+            {
                 let (checked, fetched) =
                     self.certificates.get(url, topic, client, now, true).await?;
                 judge(&checked.key, envelope, &text).map(|()| fetched)

@@ -1,15 +1,17 @@
 //! The certificates that SNS signs with: where they may lie, what they must be, how they are got.
 //!
-//! The verifier asks [`Certificates`] for the key that a URL stands for. Keys are parsed once and
+//! The verifier asks `Certificates` for the key that a URL stands for. Keys are parsed once and
 //! kept by their whole URL; parsing one anew would cost ten verifications.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use jiff::Timestamp;
 
 use super::{Answer, Refusal, TopicArn, TopicSettings};
+use crate::clock::since;
 
 mod fetch;
 mod pem;
@@ -28,13 +30,22 @@ pub struct KnownCertificate {
     pub fetched_at: Timestamp,
 }
 
+/// How long a certificate of a compatible service is taken to be the one that lies there now.
+const SURELY_CURRENT: Duration = Duration::from_secs(10);
+
 /// How many keys are kept. There is about one new certificate a year and region.
 const MOST_KEPT: usize = 1024;
 
 /// Gives the key that a certificate's URL stands for.
 pub(super) struct Certificates {
-    kept: RwLock<HashMap<String, Arc<Checked>>>,
+    kept: RwLock<HashMap<String, Kept>>,
     source: Source,
+}
+
+#[derive(Clone)]
+struct Kept {
+    checked: Arc<Checked>,
+    fetched_at: Timestamp,
 }
 
 /// Where a certificate comes from that is not kept.
@@ -52,7 +63,11 @@ impl Certificates {
         for certificate in known {
             match Checked::parse(&certificate.pem) {
                 Ok(checked) => {
-                    kept.insert(certificate.url, Arc::new(checked));
+                    let checked = Kept {
+                        checked: Arc::new(checked),
+                        fetched_at: certificate.fetched_at,
+                    };
+                    kept.insert(certificate.url, checked);
                 }
                 Err(why) => tracing::warn!(
                     url = certificate.url,
@@ -85,7 +100,7 @@ impl Certificates {
         anew: bool,
     ) -> Result<(Arc<Checked>, Option<KnownCertificate>), Refusal> {
         let (checked, fetched) = match self.kept(url).filter(|_| !anew) {
-            Some(checked) => (checked, None),
+            Some(kept) => (kept.checked, None),
             None => self.obtain(url, client, now, anew).await?,
         };
         // At every use: a certificate ages while it is kept, and one URL may serve several topics.
@@ -93,9 +108,10 @@ impl Certificates {
         Ok((checked, fetched))
     }
 
-    /// Whether a key is kept for `url`.
-    pub(super) fn is_kept(&self, url: &str) -> bool {
-        self.kept(url).is_some()
+    /// Whether a key is kept for `url` in whose place another may lie by now.
+    pub(super) fn may_be_outdated(&self, url: &str, now: Timestamp) -> bool {
+        self.kept(url)
+            .is_some_and(|kept| since(kept.fetched_at, now) >= SURELY_CURRENT)
     }
 
     async fn obtain(
@@ -116,24 +132,30 @@ impl Certificates {
                         Answer::Later,
                     )
                 })?;
-                return Ok((self.parse(&pem)?, None));
+                return Ok((Self::parse(&pem)?, None));
             }
         };
         let flight = fetcher.flight(url);
         let _alone = flight.lock().await;
         // Whoever flew before may have brought it.
-        if let Some(checked) = self.kept(url).filter(|_| !anew) {
-            return Ok((checked, None));
+        if let Some(kept) = self.kept(url)
+            && (!anew || kept.fetched_at >= now)
+        {
+            return Ok((kept.checked, None));
         }
         let pem = fetcher.fetch(url, client, now).await?;
-        let checked = self.parse(&pem).inspect_err(|refusal| {
+        let checked = Self::parse(&pem).inspect_err(|refusal| {
             fetcher.remember_failure(url, now, refusal);
         })?;
         let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
         if kept.len() >= MOST_KEPT {
             kept.clear();
         }
-        kept.insert(url.to_owned(), Arc::clone(&checked));
+        let newest = Kept {
+            checked: Arc::clone(&checked),
+            fetched_at: now,
+        };
+        kept.insert(url.to_owned(), newest);
         let fetched = KnownCertificate {
             url: url.to_owned(),
             pem,
@@ -142,16 +164,16 @@ impl Certificates {
         Ok((checked, Some(fetched)))
     }
 
-    fn parse(&self, pem: &[u8]) -> Result<Arc<Checked>, Refusal> {
+    fn parse(pem: &[u8]) -> Result<Arc<Checked>, Refusal> {
         Checked::parse(pem).map(Arc::new).map_err(|why| {
             let sentence = format!("the certificate is not one of SNS's: {why}");
             refusal(why.word(), sentence, Answer::Forbidden)
         })
     }
 
-    fn kept(&self, url: &str) -> Option<Arc<Checked>> {
+    fn kept(&self, url: &str) -> Option<Kept> {
         let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
-        kept.get(url).map(Arc::clone)
+        kept.get(url).cloned()
     }
 }
 

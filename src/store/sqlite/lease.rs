@@ -30,6 +30,7 @@ struct RawWaiting {
     failing_since: Option<i64>,
     resent: bool,
     possible_repeat: bool,
+    high_then: Option<SortKey>,
     progress: Option<String>,
     terminal_sent: bool,
 }
@@ -66,6 +67,7 @@ impl RawLane {
                 terminal_sent: raw.terminal_sent,
                 resent: raw.resent,
                 possible_repeat: raw.possible_repeat,
+                high_then: raw.high_then,
                 tries: raw.tries,
                 failing_since: raw.failing_since.map(from_nanos),
                 progress: raw.progress,
@@ -104,8 +106,8 @@ impl Tables<'_> {
             };
             self.connection
                 .prepare_cached(
-                    "UPDATE lane SET leased = 1, epoch = epoch + 1, due_at = NULL, leased_upto = ?2
-                     WHERE id = ?1",
+                    "UPDATE lane SET leased = 1, epoch = epoch + 1, due_at = NULL, leased_upto = ?2,
+                       leased_at_event = (SELECT max(id) FROM event) WHERE id = ?1",
                 )?
                 .execute(params![due.lane, last.key.as_bytes()])?;
             left = left.saturating_sub(waiting.len());
@@ -183,7 +185,7 @@ impl Tables<'_> {
             .connection
             .prepare_cached(
                 "SELECT sort_key, release_at, alone, event, tries, failing_since, resent,
-                   possible_repeat, progress FROM waiting
+                   possible_repeat, progress, high_then FROM waiting
                  WHERE lane = ?1 AND (NOT alone OR release_at <= ?2) ORDER BY sort_key LIMIT ?3",
             )?
             .query_map(params![due.lane, now, rows(limit)], raw_waiting)?
@@ -203,8 +205,19 @@ impl Tables<'_> {
         }
         rows.into_iter()
             .map(|mut row| {
-                let event = raw_event(self.connection, row.event)?;
-                if due.high.as_ref().is_some_and(|high| row.key < *high) {
+                let mut event = raw_event(self.connection, row.event)?;
+                if let Some(first) = event.repeat_of
+                    && !self.is_told(first, due, sink)?
+                {
+                    // The first notification of this step went elsewhere: here it is news.
+                    event.repeat_of = None;
+                }
+                let high = if row.possible_repeat {
+                    &row.high_then
+                } else {
+                    &due.high
+                };
+                if high.as_ref().is_some_and(|high| row.key < *high) {
                     row.terminal_sent = self.is_ended(&event, due.route, sink)?;
                 }
                 Ok((row, event))
@@ -219,6 +232,17 @@ impl Tables<'_> {
                  WHERE lane = ?1 AND release_at <= ?2 AND sort_key > ?3 AND NOT alone)",
             )?
             .query_row(params![lane, now, last.key.as_bytes()], |row| row.get(0))
+    }
+
+    /// Whether an event was brought to this sink by this route, or is going to be in this lane.
+    fn is_told(&self, event: i64, due: &Due, sink: i64) -> rusqlite::Result<bool> {
+        self.connection
+            .prepare_cached(
+                "SELECT EXISTS (SELECT 1 FROM outcome
+                     WHERE event = ?1 AND route = ?2 AND sink = ?3 AND result = 'sent')
+                   OR EXISTS (SELECT 1 FROM waiting WHERE lane = ?4 AND event = ?1)",
+            )?
+            .query_row(params![event, due.route, sink, due.lane], |row| row.get(0))
     }
 
     /// Whether the terminal status of the thing that `event` says to be in progress was sent.
@@ -252,6 +276,7 @@ fn raw_waiting(row: &rusqlite::Row<'_>) -> rusqlite::Result<RawWaiting> {
         resent: row.get(6)?,
         possible_repeat: row.get(7)?,
         progress: row.get(8)?,
+        high_then: row.get::<_, Option<Vec<u8>>>(9)?.map(SortKey::from_bytes),
         terminal_sent: false,
     })
 }

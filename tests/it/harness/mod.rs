@@ -1,4 +1,6 @@
 //! What the scenarios share: real stores, real streets, a clock moved by hand.
 
+pub mod app;
+pub mod sns;
 pub mod store;
 pub mod street;
