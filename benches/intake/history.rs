@@ -1,0 +1,79 @@
+//! A store with a past: events that were received and delivered like any others, through the store
+//! itself, and nothing that waits.
+
+use std::path::Path;
+
+use futures_util::future::try_join_all;
+use jiff::{SignedDuration, Timestamp};
+use runbell::delivery::{Marks, Outcome};
+use runbell::route::Routes;
+use runbell::store::sqlite::Sqlite;
+use runbell::store::{Append, Engine, Lane, Settled, Settlement, Store};
+
+use crate::notifications::past_event;
+use crate::subject::settings;
+
+/// Events that are appended at once; the store makes transactions of them.
+const AT_ONCE: usize = 2000;
+const LARGEST_LEASE: usize = 1000;
+
+/// Fills the store of the settings in `folder` with `count` events.
+pub(crate) async fn fill(folder: &Path, count: usize, now: Timestamp) -> anyhow::Result<()> {
+    let config = settings(folder)?;
+    let Engine::Sqlite(path) = &config.store.engine;
+    let (store, writer, _) = Sqlite::open(path)?;
+    let writer = std::thread::Builder::new().spawn(move || writer.run())?;
+    let routes = Routes::new(config.routes.clone());
+    let past = now - SignedDuration::from_mins(30);
+    for first in (0..count).step_by(AT_ONCE) {
+        let appends = (first..count.min(first + AT_ONCE)).map(|number| {
+            let event = past_event(number, count, past);
+            let owed = routes.owed(&event, None);
+            let received_at = event.sent_at;
+            store.append(Append {
+                event,
+                owed,
+                received_at,
+            })
+        });
+        try_join_all(appends).await?;
+        for sink in &config.sinks {
+            deliver(&store, &sink.name, now).await?;
+        }
+    }
+    drop(store);
+    let ended = tokio::task::spawn_blocking(move || writer.join()).await?;
+    ended.map_err(|_| anyhow::anyhow!("the writer died"))
+}
+
+async fn deliver(store: &Sqlite, sink: &str, now: Timestamp) -> anyhow::Result<()> {
+    loop {
+        let leased = store.lease(sink, now, LARGEST_LEASE).await?;
+        if leased.lanes.is_empty() {
+            return Ok(());
+        }
+        store
+            .settle(leased.lanes.into_iter().map(all_sent).collect())
+            .await?;
+    }
+}
+
+fn all_sent(lane: Lane) -> Settlement {
+    let results = lane.waiting.into_iter().map(|waiting| Settled {
+        event: waiting.event_id,
+        key: waiting.key,
+        outcome: Outcome::Sent,
+        at: waiting.received_at,
+        marks: Marks::default(),
+        answer: None,
+        again_at: None,
+        failing_since: None,
+        progress: None,
+    });
+    Settlement {
+        lane: lane.id,
+        epoch: lane.epoch,
+        results: results.collect(),
+        not_before: None,
+    }
+}
