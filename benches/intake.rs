@@ -290,7 +290,7 @@ async fn paced(place: &Place, signed: &[Notification]) -> anyhow::Result<()> {
     let (ahead, rest) = signed.split_at(WARM_UP);
     load.post(ahead).await?;
     let measured = rest.get(..PACED).context("too few")?;
-    let at_most = Duration::from_secs(60);
+    let at_most = Duration::from_mins(1);
     let count = WARM_UP + PACED;
     let paths = ["by-topic.jsonl", "by-instance.jsonl"].map(|name| life.path().join(name));
     let [by_topic, by_instance] = &paths;

@@ -1,7 +1,8 @@
-//! What is wrong with a piece of settings.
+//! What is wrong, said to people: the same way everywhere.
 //!
 //! Each part checks its own settings and says everything that is wrong at once; `config` finds the
-//! place in the file. Words that were probably meant are suggested here, the same way everywhere.
+//! place in the file. Words that were probably meant are suggested here, and errors told with their
+//! causes.
 
 /// One thing that is wrong, and where within the part's settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +35,18 @@ pub fn meant<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> String
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, known)| format!(": did you mean `{known}`?"))
         .unwrap_or_default()
+}
+
+/// An error and everything that caused it, in one line.
+#[must_use]
+pub fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }
 
 #[cfg(test)]

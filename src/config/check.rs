@@ -12,7 +12,7 @@ use super::document::Document;
 use super::file::{AdminFile, LogFile, ServerFile, StoreFile, TopicFile};
 use super::secret::Secret;
 use super::{Config, LogSettings, Server, Surroundings};
-use crate::fault::meant;
+use crate::fault::{causes, meant};
 use crate::route::{self, Route};
 use crate::sink::{Configured, Kind, file, stdout};
 use crate::sns::TopicSettings;
@@ -447,14 +447,4 @@ fn is_base_url(text: &str) -> bool {
                 .bytes()
                 .all(|it| it.is_ascii_graphic() && !b"@?#\\%".contains(&it))
     })
-}
-
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

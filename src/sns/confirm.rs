@@ -7,6 +7,7 @@ use std::fmt;
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::TopicSettings;
+use crate::fault::causes;
 
 /// The most that is read of an answer, in bytes.
 const LARGEST: usize = 64 * 1024;
@@ -120,14 +121,7 @@ impl fmt::Display for Shown<'_> {
 
 /// An error without its URL, which holds the token.
 fn failure(error: reqwest::Error) -> String {
-    let error = error.without_url();
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(&error);
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
+    causes(&error.without_url())
 }
 
 #[cfg(test)]

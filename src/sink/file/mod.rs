@@ -255,7 +255,7 @@ impl Files {
         for (at, notice) in notices.iter().enumerate() {
             let path = self.settings.template.expand(notice, now);
             if let Some((_, lines)) = by_path.iter_mut().find(|(known, _)| *known == path) {
-                lines.push(notice)
+                lines.push(notice);
             } else {
                 if by_path.len() == MOST_OPEN {
                     if let Err(error) = self.write_whole(&by_path, now) {

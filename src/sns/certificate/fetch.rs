@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 use super::pem::LARGEST;
 use super::{Answer, Refusal, refusal};
 use crate::clock::{earlier, later};
+use crate::fault::causes;
 
 /// How long one fetch may take.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -211,16 +212,6 @@ fn payer(client: IpAddr) -> IpAddr {
             IpAddr::V6(Ipv6Addr::from_bits(network))
         }
     }
-}
-
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -1,11 +1,10 @@
 //! What goes wrong at the admin door, said as RFC 9457 asks: `application/problem+json`.
 
-use std::error::Error;
-
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
+use crate::fault::causes;
 use crate::store::StoreError;
 
 /// Why a request was not granted; both ends use it.
@@ -39,13 +38,7 @@ impl From<StoreError> for Problem {
             }
             StoreError::Unusable(_) | StoreError::Database(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        let mut detail = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            detail = format!("{detail}: {error}");
-            cause = error.source();
-        }
-        Self::of(status, detail)
+        Self::of(status, causes(&error))
     }
 }
 
