@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use toml::Value;
 use toml_edit::Item;
 
+use super::read::{Wrong, read};
 use super::{Config, Diagnostic, Faults};
 use crate::fault::{Fault, meant};
 
@@ -111,55 +112,28 @@ impl Document {
         found
     }
 
-    /// Reads a value. What is wrong with it is taken out and looked past, so that all of it is found
-    /// and not only the first.
-    pub(super) fn read<T: DeserializeOwned>(&mut self, at: &[&str], mut value: Value) -> Option<T> {
-        let mut taken: Vec<Vec<String>> = Vec::new();
-        loop {
-            let error = match serde_path_to_error::deserialize(value.clone()) {
-                // What is left is checked as well; that something was wrong is not forgotten.
-                Ok(read) => return Some(read),
-                Err(error) => error,
-            };
-            let mut path: Vec<String> = error.path().iter().filter_map(key).collect();
-            let message = error.inner().message().trim_end();
-            let unknown = message
-                .strip_prefix("unknown field `")
-                .and_then(|rest| rest.split_once('`'));
-            let missing = message
-                .strip_prefix("missing field `")
-                .and_then(|rest| rest.strip_suffix('`'));
-            if let Some(missing) = missing {
-                let whole = [path.as_slice(), &[missing.to_owned()]].concat();
-                if taken.contains(&whole) {
-                    // It is missing because it was wrong, and that was said.
-                    return None;
-                }
-            }
-            let is_key = unknown.is_some();
-            let message = match unknown {
-                Some((key, expected)) => {
-                    // The path may lead to the table or to the key itself.
-                    if path.last().map(String::as_str) != Some(key) {
-                        path.push(key.to_owned());
-                    }
-                    let known = expected.split('`').skip(1).step_by(2);
-                    format!("there is no key `{key}` here{}", meant(key, known))
-                }
-                None => message.replace("missing field", "missing key"),
-            };
-            let whole: Vec<&str> = at
-                .iter()
-                .copied()
-                .chain(path.iter().map(String::as_str))
-                .collect();
+    /// Reads a value that stands at `path`; `None` when too much of it is wrong to check the rest.
+    pub(super) fn read<T: DeserializeOwned>(&mut self, path: &[&str], value: Value) -> Option<T> {
+        let (read, wrong) = read(value);
+        for Wrong {
+            path: inner,
+            message,
+            is_key,
+        } in wrong
+        {
+            let inner = inner.iter().map(String::as_str);
+            let whole: Vec<&str> = path.iter().copied().chain(inner).collect();
             let diagnostic = self.diagnostic(&whole, message, is_key);
             self.faults.push(diagnostic);
-            if !take_out(&mut value, &path) {
-                return None;
-            }
-            taken.push(path);
         }
+        read
+    }
+
+    /// Whether something is written at `path`, right or wrong.
+    pub(super) fn has(&self, path: &[&str]) -> bool {
+        path.iter()
+            .try_fold(self.places.as_item(), |item, key| item_of(item, key))
+            .is_some()
     }
 
     /// Something is wrong at `path`.
@@ -231,44 +205,5 @@ fn item_of<'i>(item: &'i Item, key: &str) -> Option<&'i Item> {
             item.get(key.parse::<usize>().ok()?)
         }
         _ => item.get(key),
-    }
-}
-
-fn key(segment: &serde_path_to_error::Segment) -> Option<String> {
-    use serde_path_to_error::Segment;
-    match segment {
-        Segment::Seq { index } => Some(index.to_string()),
-        Segment::Map { key } => Some(key.clone()),
-        Segment::Enum { .. } | Segment::Unknown => None,
-    }
-}
-
-/// Takes what lies at `path` out of a value; `false` when there is nothing to take.
-fn take_out(value: &mut Value, path: &[String]) -> bool {
-    let Some((last, before)) = path.split_last() else {
-        return false;
-    };
-    let mut place = value;
-    for key in before {
-        let next = match place {
-            Value::Table(table) => table.get_mut(key),
-            Value::Array(array) => key.parse().ok().and_then(|at: usize| array.get_mut(at)),
-            _ => None,
-        };
-        match next {
-            Some(next) => place = next,
-            None => return false,
-        }
-    }
-    match place {
-        Value::Table(table) => table.remove(last).is_some(),
-        Value::Array(array) => match last.parse::<usize>() {
-            Ok(at) if at < array.len() => {
-                array.remove(at);
-                true
-            }
-            _ => false,
-        },
-        _ => false,
     }
 }
