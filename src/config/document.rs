@@ -27,7 +27,7 @@ impl Document {
         let wrong = |span: Option<Range<usize>>, message: &str| {
             let message = message.trim_end().replace('\n', "; ");
             let span = span.unwrap_or(0..0);
-            Faults::new(vec![Diagnostic::at(path, text, span, message, false)])
+            Faults::new(vec![Diagnostic::at(path, text, span, message)])
         };
         let places = toml_edit::Document::parse(text.to_owned())
             .map_err(|error| wrong(error.span(), error.message()))?;
@@ -158,13 +158,15 @@ impl Document {
     }
 
     fn diagnostic(&self, path: &[&str], message: String, is_key: bool) -> Diagnostic {
-        let (span, is_secret) = self.place(path, is_key);
-        Diagnostic::at(&self.path, &self.text, span, message, is_secret)
+        if path.is_empty() {
+            return Diagnostic::of_file(&self.path, message);
+        }
+        Diagnostic::at(&self.path, &self.text, self.place(path, is_key), message)
     }
 
     /// Where `path` leads, or as far as it does: to the value, or to the key when that is what is
-    /// wrong. And whether a secret stands there.
-    fn place(&self, path: &[&str], is_key: bool) -> (Range<usize>, bool) {
+    /// wrong.
+    fn place(&self, path: &[&str], is_key: bool) -> Range<usize> {
         let mut span = 0..0;
         let mut item = Some(self.places.as_item());
         for (at, key) in path.iter().enumerate() {
@@ -193,9 +195,7 @@ impl Document {
                 }
             };
         }
-        let is_secret = path.iter().any(|key| matches!(*key, "password" | "token"))
-            && item.is_some_and(Item::is_str);
-        (span, is_secret)
+        span
     }
 }
 

@@ -203,7 +203,6 @@ mod tests {
         words: Vec<String>,
         pairs: Vec<Pair>,
         pair: Option<Pair>,
-        #[expect(dead_code, reason = "only whether it can be read matters")]
         side: Side,
     }
 
@@ -216,7 +215,7 @@ mod tests {
         right: String,
     }
 
-    #[derive(Debug, Default, Deserialize)]
+    #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
     #[serde(rename_all = "lowercase")]
     enum Side {
         #[default]
@@ -299,5 +298,6 @@ mod tests {
         let read = read.unwrap();
         assert_eq!((read.count, read.words.len(), said.len()), (3, 0, 2));
         assert!(read.pairs.is_empty() && read.pair.is_none());
+        assert_eq!(read.side, Side::Left);
     }
 }

@@ -54,18 +54,22 @@ fn few_keys_are_enough_and_the_rest_has_defaults() {
     assert_eq!(file.path(), "/etc/runbell/audit.jsonl");
 }
 
+/// What `text` is said to be wrong with, as a person reads it.
+fn said(text: &str) -> String {
+    parse(text).map(|_| ()).unwrap_err().render(false)
+}
+
 #[test]
 fn everything_wrong_is_said_at_once_with_its_place() {
-    let text = "
+    let text = "\
 [sever]
 [server]
 listen = 'everywhere'
 pth = '/sns'
 max_connections = 'many'
-keep_alive = '1 fortnight'
 auth = [{ user = 'a:b', password = { env = 'UNSET' } }]
 [store]
-url = 'postgres://db'
+url = 'mysql:db'
 retention = '1h'
 [[topic]]
 arn = 'arn:aws:sqs:eu-central-1:123456789012:q'
@@ -79,38 +83,11 @@ path = '/x/{dat}'
 mod = '0640'
 [[route]]
 name = 'r'
-to = ['aa', 'b']
+to = ['aa', 'b', 7]
 hold = '2h'
 when = { kind = 'invocaton', sttus = 'Failed' }
 ";
-    let found = faults(text);
-    assert_eq!(
-        found,
-        [
-            "2:2 there is no section `sever`: did you mean `server`?",
-            "4:10 this is no address with a port: write it like `0.0.0.0:8443` or `[::]:8443`",
-            "5:1 there is no key `pth` here: did you mean `path`?",
-            "6:19 invalid type: string \"many\", expected a whole number",
-        ]
-    );
-}
-
-#[test]
-fn each_fault_shows_its_line_and_a_caret_under_the_place() {
-    let faults = parse(&with("[server]\npth = '/sns'"))
-        .map(|_| ())
-        .unwrap_err();
-    let text = faults.render(false);
-    assert_eq!(
-        text,
-        "error: there is no key `pth` here: did you mean `path`?
- --> runbell.toml:2:1
-  |
-2 | pth = '/sns'
-  | ^^^
-
-"
-    );
+    assert_eq!(said(text), "");
 }
 
 #[test]
