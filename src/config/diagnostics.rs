@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 
-use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
+use annotate_snippets::{AnnotationKind, Level, Origin, Renderer, Snippet};
 use serde::Serialize;
 
 use super::secret::may_show;
@@ -90,11 +90,12 @@ impl Diagnostic {
         };
         let title = level.primary_title(self.message.as_str());
         let Some((line, range)) = &self.excerpt else {
+            let place = Origin::path(self.file.as_str());
             let place = match self.line {
-                0 => format!("in {}", self.file),
-                line => format!("at {}:{line}:{}", self.file, self.column),
+                0 => place,
+                line => place.line(line).char_column(self.column),
             };
-            let report = [title.element(Level::NOTE.message(place))];
+            let report = [title.element(place)];
             return format!("{}\n\n", renderer.render(&report));
         };
         let snippet = Snippet::source(line.as_str())

@@ -64,29 +64,46 @@ impl Document {
         }
     }
 
+    /// The names in a table, whatever they stand for.
+    pub(super) fn names(&self, name: &str) -> Vec<String> {
+        let table = self.values.get(name).and_then(Value::as_table);
+        table
+            .into_iter()
+            .flat_map(toml::Table::keys)
+            .cloned()
+            .collect()
+    }
+
     /// One section; its defaults when it is left out.
     pub(super) fn section<T: DeserializeOwned + Default>(&mut self, name: &str) -> Option<T> {
         match self.values.get(name).cloned() {
             None => Some(T::default()),
-            Some(value) => self.read(&[name], value),
+            Some(value) => self.read(&[name], &value),
         }
     }
 
-    /// The tables of an array, `[[name]]`; each with the number that leads to it.
-    pub(super) fn array<T: DeserializeOwned>(&mut self, name: &str) -> Vec<(String, Option<T>)> {
+    /// The tables of an array, `[[name]]`, at least one; each with the number that leads to it.
+    pub(super) fn array<T: DeserializeOwned>(
+        &mut self,
+        name: &str,
+        none: &str,
+    ) -> Vec<(String, Option<T>)> {
         let tables = match self.values.get(name).cloned() {
-            None => return Vec::new(),
+            None => Vec::new(),
             Some(Value::Array(tables)) => tables,
             Some(_) => {
                 self.fault(&[name], format!("write each of them as `[[{name}]]`"));
                 return Vec::new();
             }
         };
+        if tables.is_empty() {
+            self.fault(&[], none);
+        }
         let numbered = tables.into_iter().enumerate();
         numbered
             .map(|(number, table)| {
                 let number = number.to_string();
-                let read = self.read(&[name, &number], table);
+                let read = self.read(&[name, &number], &table);
                 (number, read)
             })
             .collect()
@@ -113,7 +130,7 @@ impl Document {
     }
 
     /// Reads a value that stands at `path`; `None` when too much of it is wrong to check the rest.
-    pub(super) fn read<T: DeserializeOwned>(&mut self, path: &[&str], value: Value) -> Option<T> {
+    pub(super) fn read<T: DeserializeOwned>(&mut self, path: &[&str], value: &Value) -> Option<T> {
         let (read, wrong) = read(value);
         for Wrong {
             path: inner,
@@ -168,32 +185,19 @@ impl Document {
     /// wrong.
     fn place(&self, path: &[&str], is_key: bool) -> Range<usize> {
         let mut span = 0..0;
-        let mut item = Some(self.places.as_item());
+        let mut item = self.places.as_item();
         for (at, key) in path.iter().enumerate() {
-            let is_key = is_key && at + 1 == path.len();
-            let Some(here) = item else { break };
-            item = match here {
-                Item::ArrayOfTables(tables) => {
-                    let table = key.parse().ok().and_then(|at: usize| tables.get(at));
-                    span = table.and_then(toml_edit::Table::span).unwrap_or(span);
-                    item_of(here, key)
-                }
-                _ => {
-                    let entry = here.as_table_like().and_then(|it| it.get_key_value(key));
-                    match entry {
-                        Some((name, value)) => {
-                            let is_table = value.is_table() || value.is_array_of_tables();
-                            let of_value = value.span().filter(|_| !is_table && !is_key);
-                            span = of_value.or_else(|| name.span()).unwrap_or(span);
-                        }
-                        None => {
-                            let of_item = item_of(here, key).and_then(Item::span);
-                            span = of_item.unwrap_or(span);
-                        }
-                    }
-                    item_of(here, key)
-                }
+            let Some(next) = item_of(item, key) else {
+                break;
             };
+            let entry = item.as_table_like().and_then(|it| it.get_key_value(key));
+            let name = entry.and_then(|(name, _)| name.span());
+            // A table is where its name stands, not all of it; a member of a list has no name.
+            let is_wide = next.is_table() || next.is_array_of_tables();
+            let by_name = name.is_some() && (is_wide || (is_key && at + 1 == path.len()));
+            let value = next.span().filter(|_| !by_name);
+            span = value.or(name).unwrap_or(span);
+            item = next;
         }
         span
     }

@@ -21,7 +21,7 @@ pub(super) struct Wrong {
 
 /// Reads `value`, and says everything that is wrong with it. Something wrong does not keep the rest
 /// from being read: what is there is to be checked as well. It is `None` where too little is left.
-pub(super) fn read<T: DeserializeOwned>(value: Value) -> (Option<T>, Vec<Wrong>) {
+pub(super) fn read<T: DeserializeOwned>(value: &Value) -> (Option<T>, Vec<Wrong>) {
     let mut rest = value.clone();
     let mut wrong = Vec::new();
     let mut taken: Vec<Vec<String>> = Vec::new();
@@ -32,7 +32,7 @@ pub(super) fn read<T: DeserializeOwned>(value: Value) -> (Option<T>, Vec<Wrong>)
                 None => return (Some(read), wrong),
                 // What is left of a list has moved: nobody could say which of them is wrong.
                 Some(list) => {
-                    taken.push(written(&value, &list, &taken));
+                    taken.push(written(value, &list, &taken));
                     take_out(&mut rest, &list);
                     continue;
                 }
@@ -46,7 +46,7 @@ pub(super) fn read<T: DeserializeOwned>(value: Value) -> (Option<T>, Vec<Wrong>)
         {
             path.push(key.clone());
         }
-        let place = written(&value, &path, &taken);
+        let place = written(value, &path, &taken);
         let is_known = matches!(&said, Said::Missing(key) if {
             let whole = [place.as_slice(), std::slice::from_ref(key)].concat();
             taken.contains(&whole)
@@ -225,7 +225,7 @@ mod tests {
 
     fn section(text: &str) -> (Option<Section>, Vec<String>) {
         let table: toml::Table = toml::from_str(text).unwrap();
-        let (read, wrong) = read(Value::Table(table));
+        let (read, wrong) = read(&Value::Table(table));
         let said = wrong
             .into_iter()
             .map(|it| format!("{}: {}", it.path.join("."), it.message));

@@ -81,7 +81,9 @@ pub(super) fn may_show(line: &str) -> bool {
         .any(|(_, value)| {
             let value = value.trim_start();
             let inner = value.strip_prefix('{').unwrap_or_default().trim_start();
-            !inner.starts_with("env") && !inner.starts_with("file")
+            let entry = inner.split('}').next().unwrap_or_default();
+            let is_place = entry.starts_with("env") || entry.starts_with("file");
+            !is_place || entry.contains(',')
         });
     let is_in_url = lower
         .split("://")
@@ -152,6 +154,7 @@ mod tests {
             ("pasword = 'abc'", true),
             ("auth = [{ usr = 'u', password = \"abc\" }]", true),
             ("password = { value = 'abc' }", true),
+            ("password = { env = 'A', value = 'abc' }", true),
             ("password = { env = 'A' }, x = { password = 'abc' }", true),
             ("url = 'postgres://u:abc@db/x'", true),
             ("token = { file = '/a' }", false),

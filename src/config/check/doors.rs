@@ -16,7 +16,7 @@ use crate::web::tls::{Tls, TlsError};
 use crate::web::{AdminSettings, Credentials, HookSettings, TlsSettings};
 
 /// SNS keeps connections for less than this only at a price.
-const ADVISED_KEEP_ALIVE: Duration = Duration::from_secs(60);
+const ADVISED_KEEP_ALIVE: Duration = Duration::from_mins(1);
 
 pub(super) fn server(
     document: &mut Document,

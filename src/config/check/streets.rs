@@ -17,13 +17,10 @@ const SINKS: [&str; 2] = ["file", "stdout"];
 
 pub(super) fn topics(document: &mut Document) -> Vec<TopicSettings> {
     let mut topics: Vec<TopicSettings> = Vec::new();
-    let files = document.array::<TopicFile>("topic");
-    if files.is_empty() {
-        document.fault(
-            &[],
-            "no topic is allowed: add a `[[topic]]` with the `arn` of yours",
-        );
-    }
+    let files = document.array::<TopicFile>(
+        "topic",
+        "no topic is allowed: add a `[[topic]]` with the `arn` of yours",
+    );
     for (number, file) in files {
         let Some(file) = file else { continue };
         let path = |key| ["topic", number.as_str(), key];
@@ -108,7 +105,7 @@ fn sink<S: DeserializeOwned, C>(
     table: Value,
     check: impl FnOnce(S) -> Result<C, Vec<Fault>>,
 ) -> Option<C> {
-    let settings = document.read(at, table)?;
+    let settings = document.read(at, &table)?;
     check(settings)
         .map_err(|faults| document.faults(at, faults))
         .ok()
@@ -120,18 +117,11 @@ pub(super) fn routes(
     sinks: &[Configured],
 ) -> Vec<Route> {
     let mut routes: Vec<Route> = Vec::new();
-    let known: Vec<String> = document
-        .tables("sink")
-        .into_iter()
-        .map(|(name, _)| name)
-        .collect();
-    let files = document.array::<route::Settings>("route");
-    if files.is_empty() {
-        document.fault(
-            &[],
-            "no route brings anything anywhere: add a `[[route]]` with a `name` and `to`",
-        );
-    }
+    let known = document.names("sink");
+    let files = document.array::<route::Settings>(
+        "route",
+        "no route brings anything anywhere: add a `[[route]]` with a `name` and `to`",
+    );
     let mut named: Vec<String> = Vec::new();
     for (number, file) in files {
         let at = ["route", number.as_str()];
