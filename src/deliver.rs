@@ -252,7 +252,13 @@ impl Worker {
             let mut results = Vec::new();
             for waiting in lane.waiting {
                 let candidate = candidate(&waiting);
-                match order::decide(&candidate, lane.high.as_ref(), send_redundant) {
+                // What may have gone already went in the order of that time.
+                let high = if waiting.possible_repeat {
+                    waiting.high_then.as_ref()
+                } else {
+                    lane.high.as_ref()
+                };
+                match order::decide(&candidate, high, send_redundant) {
                     Decision::Redundant(marks) => results.push(Settled {
                         event: waiting.event_id,
                         key: waiting.key,

@@ -33,7 +33,7 @@ use refused::Complaints;
 pub use refused::{Refused, Ring};
 
 /// How long after an intake gap the least hold applies: SNS retries what failed 20 s later.
-const GAP_LASTS: Duration = Duration::from_secs(60);
+const GAP_LASTS: Duration = Duration::from_mins(1);
 
 /// Takes what SNS posts.
 pub struct Receiver {
@@ -270,7 +270,7 @@ impl Receiver {
                 self.metrics.received(Some(topic), result);
             }
             Ok(Appended::Known { .. }) => self.metrics.received(Some(topic), "known"),
-            Err(error) => return Err(self.store_trouble(error, now)),
+            Err(error) => return Err(self.store_trouble(&error, now)),
         }
         self.answer_confirmation(&verified, now).await
     }
@@ -300,7 +300,7 @@ impl Receiver {
                 topic: Some(topic.clone()),
                 ..refusal
             }),
-            Err(error) => Err(self.store_trouble(error, now)),
+            Err(error) => Err(self.store_trouble(&error, now)),
         }
     }
 
@@ -322,7 +322,7 @@ impl Receiver {
             .store
             .put_subscription(topic.arn.as_str(), token, now)
             .await;
-        let subscription = put.map_err(|error| self.store_trouble(error, now))?;
+        let subscription = put.map_err(|error| self.store_trouble(&error, now))?;
         if subscription.confirmed_at.is_some() {
             return Ok(());
         }
@@ -346,7 +346,7 @@ impl Receiver {
                 answer: Answer::Later,
                 topic: None,
             }),
-            Err(Unconfirmed::Store(error)) => Err(self.store_trouble(error, now)),
+            Err(Unconfirmed::Store(error)) => Err(self.store_trouble(&error, now)),
         }
     }
 
@@ -384,9 +384,9 @@ impl Receiver {
 
     /// Makes of a store's trouble a refusal that SNS retries, and opens a gap: what is refused now
     /// comes again later than what follows it.
-    fn store_trouble(&self, error: StoreError, now: Timestamp) -> Refusal {
+    fn store_trouble(&self, error: &StoreError, now: Timestamp) -> Refusal {
         self.gap.open(now);
-        let error: &dyn std::error::Error = &error;
+        let error: &dyn std::error::Error = error;
         self.readiness.unready("store", error.to_string());
         tracing::error!(
             error,

@@ -2,6 +2,8 @@
 //!
 //! Pure. `deliver` renders; sinks bring the notice into their format and never build one by hand.
 
+use std::fmt::Write as _;
+
 use jiff::Timestamp;
 
 use crate::delivery::Marks;
@@ -50,9 +52,10 @@ fn id(event: &Event, route: &str, sink: &str) -> String {
         hash.update(&[0]);
     }
     let digest = hash.finish();
-    digest
-        .iter()
-        .take(16)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    let mut id = String::with_capacity(32);
+    for byte in digest.iter().take(16) {
+        // Writing to a text cannot fail.
+        let _ = write!(id, "{byte:02x}");
+    }
+    id
 }

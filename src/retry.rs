@@ -88,9 +88,9 @@ impl Default for Patience {
     fn default() -> Self {
         Self {
             first: Duration::from_secs(1),
-            longest: Duration::from_secs(15 * 60),
-            horizon: Duration::from_secs(24 * 60 * 60),
-            block_for: Some(Duration::from_secs(15 * 60)),
+            longest: Duration::from_mins(15),
+            horizon: Duration::from_hours(24),
+            block_for: Some(Duration::from_mins(15)),
         }
     }
 }
@@ -118,7 +118,7 @@ pub struct Next {
 }
 
 /// The longest wait that the other side can ask for.
-const LONGEST_ASKED: Duration = Duration::from_secs(60 * 60);
+const LONGEST_ASKED: Duration = Duration::from_hours(1);
 /// The shortest wait between two tries of one delivery.
 const SHORTEST: Duration = Duration::from_millis(100);
 
@@ -223,7 +223,7 @@ mod tests {
 
     use super::*;
 
-    const HOUR: Duration = Duration::from_secs(3600);
+    const HOUR: Duration = Duration::from_hours(1);
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(1_700_000_000 + second).unwrap()

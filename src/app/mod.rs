@@ -261,18 +261,19 @@ impl App {
         windows.cancel();
         rest.finish().await;
         work.abort().await;
-        let Self {
-            store,
-            writer,
-            receiver,
-            sinks,
-            ..
-        } = self;
-        drop((store, receiver, sinks));
-        // The last handle is gone, so the writer ends; what it still has to commit takes no thread.
-        let ended = tokio::task::spawn_blocking(move || writer.join()).await;
-        if !matches!(ended, Ok(Ok(()))) {
-            tracing::error!("the writer did not end in order");
+        let (clock, writer) = (self.clock.clone(), self.writer);
+        drop((self.store, self.receiver, self.sinks));
+        // The last handle is gone, so the writer commits what it still has, and ends.
+        let deadline = later(clock.now(), drain);
+        tokio::select! {
+            ended = tokio::task::spawn_blocking(move || writer.join()) => {
+                if !matches!(ended, Ok(Ok(()))) {
+                    tracing::error!("the writer of the store did not end in order");
+                }
+            }
+            () = clock.sleep_until(deadline) => {
+                tracing::error!("the writer of the store did not end in time");
+            }
         }
         tracing::info!("stopped");
         outcome

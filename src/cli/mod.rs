@@ -103,7 +103,7 @@ pub fn run(args: Args) -> ExitCode {
         Command::Route(own) => route::run(&args.config, &own),
         Command::Event(command) => event::run(&args.config, command),
         Command::Dead(command) => dead::run(&args.config, command),
-        Command::Subscription(command) => subscription::run(&args.config, command),
+        Command::Subscription(command) => subscription::run(&args.config, &command),
         Command::Ready(own) => ready::run(&args.config, &own),
         Command::Completions { shell } => {
             let mut command = Args::command();

@@ -18,16 +18,15 @@ pub(super) fn run(config: &Path, args: &Args) -> Result<(), Stop> {
     let builder = reqwest::Client::builder()
         .no_proxy()
         .timeout(Duration::from_secs(5));
-    let (client, url) = match &args.url {
-        Some(url) => (builder, url.clone()),
-        None => {
-            let socket = settings(config)?
-                .admin
-                .socket
-                .ok_or_else(|| anyhow!("the settings name no admin socket: give --url"))?;
-            let url = "http://localhost/-/ready".to_owned();
-            (builder.unix_socket(socket), url)
-        }
+    let (client, url) = if let Some(url) = &args.url {
+        (builder, url.clone())
+    } else {
+        let socket = settings(config)?
+            .admin
+            .socket
+            .ok_or_else(|| anyhow!("the settings name no admin socket: give --url"))?;
+        let url = "http://localhost/-/ready".to_owned();
+        (builder.unix_socket(socket), url)
     };
     let client = client.build()?;
     block_on(async {

@@ -18,10 +18,13 @@ use crate::config::{Config, LogFormat, LogSettings};
 pub(super) fn run(path: &Path) -> Result<(), Stop> {
     let config = settings(path)?;
     log(&config.log)?;
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        .build()?
-        .block_on(serve(config, path.to_owned()))
+        .build()?;
+    let served = runtime.block_on(serve(config, path.to_owned()));
+    // A thread that hangs in a system call has had its time.
+    runtime.shutdown_background();
+    served
 }
 
 async fn serve(config: Config, path: PathBuf) -> Result<(), Stop> {

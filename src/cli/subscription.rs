@@ -25,9 +25,9 @@ pub(super) enum Command {
     },
 }
 
-pub(super) fn run(path: &Path, command: Command) -> Result<(), Stop> {
+pub(super) fn run(path: &Path, command: &Command) -> Result<(), Stop> {
     let config = settings(path)?;
-    match command {
+    match *command {
         Command::List { json } => {
             let store = look(&config)?;
             let found = block_on(async { Ok(store.subscriptions().await?) })?;

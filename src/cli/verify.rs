@@ -15,7 +15,7 @@ use crate::sns::{TopicArn, TopicSettings, Verified, Verifier};
 pub(super) struct Args {
     /// The envelope as it was posted, JSON; `-` for standard input
     file: PathBuf,
-    /// The certificate that lies at its SigningCertURL
+    /// The certificate that lies at its `SigningCertURL`
     #[arg(long, value_name = "PEM")]
     cert: Option<PathBuf>,
     /// As if it were this moment (RFC 3339)

@@ -98,107 +98,110 @@ fn a_secret_is_nowhere_shown() {
     assert!(config.admin.token.is_some());
 }
 
+/// What is written before settings that are good, and what is said about it.
+const RULES: &[(&str, &str)] = &[
+    (
+        "[server]\nauth = [{ user = 'u', password = { env = 'SET' } }]",
+        "2:8 without TLS passwords go over the wire",
+    ),
+    (
+        "[server]\ntls = { cert = 'none.crt', key = 'none.key' }",
+        "2:16 cannot read /etc/runbell/none.crt",
+    ),
+    // What is wrong with `tls` does not make `auth` wrong as well; nor a wrong token the address.
+    (
+        "[server]\ntls = { key = 'k' }\nauth = [{ user = 'u', password = { env = 'SET' } }]",
+        "2:7 missing key `cert`",
+    ),
+    (
+        "[admin]\nlisten = '0.0.0.0:9644'\ntoken = { env = 'UNSET' }",
+        "3:9 the variable `UNSET` is not set",
+    ),
+    (
+        "[server]\nbehind_proxy = true\nauth = [{ user = 'u', password = 1 }]",
+        "3:34 a secret is not written into the settings",
+    ),
+    ("[server]\npath = 'sns'", "2:8 the path begins with `/`"),
+    (
+        "[server]\npath = '/sns?a=b'",
+        "2:8 the path begins with `/`",
+    ),
+    (
+        "[server]\ntrusted_proxies = ['10.0.0.0/8', '::1', 'proxy']",
+        "2:41 write an address, or a network",
+    ),
+    ("[server]\nmax_connections = 0", "2:19 allow at least one"),
+    ("[server]\nbody_timeout = '0s'", "2:16 nothing can be done"),
+    (
+        "[server]\ngap_hold = '2h'",
+        "2:12 a hold is at most an hour",
+    ),
+    (
+        "[admin]\nlisten = '0.0.0.0:9644'",
+        "2:10 everybody who can reach",
+    ),
+    (
+        "[admin]\nlisten = '127.0.0.1:8443'",
+        "2:10 this is the address for SNS",
+    ),
+    (
+        "[store]\nretention = '1h'",
+        "2:13 events have to be kept for 1h 30m 5s",
+    ),
+    (
+        "[store]\nurl = 'postgres://db'",
+        "2:7 `postgres://` is not supported by this version: write `sqlite:",
+    ),
+    ("[store]\nurl = 'sqlite::memory:'", "2:7 this is no path"),
+    ("[store]\nurl = 'sqlite:'", "2:7 this is no path"),
+    (
+        "[log]\nfilter = 'runbell=loud'",
+        "2:10 this filter cannot be read",
+    ),
+    (
+        "[log]\nformat = 'txt'",
+        "2:10 `txt` means nothing here: did you mean `text`?",
+    ),
+    (
+        "[sink.other]\ntype = 'file'\npath = '/etc/runbell/audit.jsonl'",
+        "3:8 sink `audit` writes this file already",
+    ),
+    (
+        "[sink.other]\npath = '/a'",
+        "1:7 say what it is: `type` is one of",
+    ),
+    (
+        "[sink.other]\ntype = 1",
+        "2:8 say what it is: `type` is one of",
+    ),
+    ("[sink]\nother = 1", "2:9 write it as `[sink.other]`"),
+    (
+        "[[route]]\nname = 'all'\nto = ['audit']",
+        "10:8 another route has this name",
+    ),
+    (
+        "[[route]]\nname = ''\nto = ['audit']",
+        "2:8 a route needs a name",
+    ),
+    (
+        "[[route]]\nname = 'x'\nto = ['Audit']",
+        "3:7 there is no sink `Audit`: did you mean `audit`?",
+    ),
+    (
+        "[[topic]]\narn = 'arn:aws:sns:eu-central-1:123456789012:run-command'",
+        "4:7 this topic is there already",
+    ),
+    (
+        "[[topic]]\narn = 'arn:aws:sns:eu-central-1:123456789012:x'\nendpoint = 'http://u@h'",
+        "3:12 this is no base URL",
+    ),
+    ("topic = []", "0:0 no topic is allowed"),
+    ("topic = 1", "1:9 write each of them as `[[topic]]`"),
+];
+
 #[test]
 fn each_rule_says_what_it_wants_and_where() {
-    for (more, expected) in [
-        (
-            "[server]\nauth = [{ user = 'u', password = { env = 'SET' } }]",
-            "2:8 without TLS passwords go over the wire",
-        ),
-        (
-            "[server]\ntls = { cert = 'none.crt', key = 'none.key' }",
-            "2:16 cannot read /etc/runbell/none.crt",
-        ),
-        // What is wrong with `tls` does not make `auth` wrong as well; nor a wrong token the address.
-        (
-            "[server]\ntls = { key = 'k' }\nauth = [{ user = 'u', password = { env = 'SET' } }]",
-            "2:7 missing key `cert`",
-        ),
-        (
-            "[admin]\nlisten = '0.0.0.0:9644'\ntoken = { env = 'UNSET' }",
-            "3:9 the variable `UNSET` is not set",
-        ),
-        (
-            "[server]\nbehind_proxy = true\nauth = [{ user = 'u', password = 1 }]",
-            "3:34 a secret is not written into the settings",
-        ),
-        ("[server]\npath = 'sns'", "2:8 the path begins with `/`"),
-        (
-            "[server]\npath = '/sns?a=b'",
-            "2:8 the path begins with `/`",
-        ),
-        (
-            "[server]\ntrusted_proxies = ['10.0.0.0/8', '::1', 'proxy']",
-            "2:41 write an address, or a network",
-        ),
-        ("[server]\nmax_connections = 0", "2:19 allow at least one"),
-        ("[server]\nbody_timeout = '0s'", "2:16 nothing can be done"),
-        (
-            "[server]\ngap_hold = '2h'",
-            "2:12 a hold is at most an hour",
-        ),
-        (
-            "[admin]\nlisten = '0.0.0.0:9644'",
-            "2:10 everybody who can reach",
-        ),
-        (
-            "[admin]\nlisten = '127.0.0.1:8443'",
-            "2:10 this is the address for SNS",
-        ),
-        (
-            "[store]\nretention = '1h'",
-            "2:13 events have to be kept for 1h 30m 5s",
-        ),
-        (
-            "[store]\nurl = 'postgres://db'",
-            "2:7 `postgres://` is not supported by this version: write `sqlite:",
-        ),
-        ("[store]\nurl = 'sqlite::memory:'", "2:7 this is no path"),
-        ("[store]\nurl = 'sqlite:'", "2:7 this is no path"),
-        (
-            "[log]\nfilter = 'runbell=loud'",
-            "2:10 this filter cannot be read",
-        ),
-        (
-            "[log]\nformat = 'txt'",
-            "2:10 `txt` means nothing here: did you mean `text`?",
-        ),
-        (
-            "[sink.other]\ntype = 'file'\npath = '/etc/runbell/audit.jsonl'",
-            "3:8 sink `audit` writes this file already",
-        ),
-        (
-            "[sink.other]\npath = '/a'",
-            "1:7 say what it is: `type` is one of",
-        ),
-        (
-            "[sink.other]\ntype = 1",
-            "2:8 say what it is: `type` is one of",
-        ),
-        ("[sink]\nother = 1", "2:9 write it as `[sink.other]`"),
-        (
-            "[[route]]\nname = 'all'\nto = ['audit']",
-            "10:8 another route has this name",
-        ),
-        (
-            "[[route]]\nname = ''\nto = ['audit']",
-            "2:8 a route needs a name",
-        ),
-        (
-            "[[route]]\nname = 'x'\nto = ['Audit']",
-            "3:7 there is no sink `Audit`: did you mean `audit`?",
-        ),
-        (
-            "[[topic]]\narn = 'arn:aws:sns:eu-central-1:123456789012:run-command'",
-            "4:7 this topic is there already",
-        ),
-        (
-            "[[topic]]\narn = 'arn:aws:sns:eu-central-1:123456789012:x'\nendpoint = 'http://u@h'",
-            "3:12 this is no base URL",
-        ),
-        ("topic = []", "0:0 no topic is allowed"),
-        ("topic = 1", "1:9 write each of them as `[[topic]]`"),
-    ] {
+    for (more, expected) in RULES.iter().copied() {
         let text = match more {
             "topic = 1" | "topic = []" => with(more).replace("[[topic]]\narn", "[log]\n#"),
             _ => with(more),
@@ -270,4 +273,8 @@ fn what_is_probably_not_meant_is_a_warning() {
         assert!(warnings[0].render(false).starts_with("warning: "), "{more}");
         assert!(warnings[0].message.contains(part), "{more}: {warnings:?}");
     }
+    let near =
+        "[[route]]\nname = 'near'\nto = ['audit']\nwhen = { topic = 'run-*', region = 'eu-*' }";
+    let (_, warnings) = parse(&with(near)).unwrap();
+    assert!(warnings.is_empty(), "{warnings:?}");
 }

@@ -40,13 +40,12 @@ pub(super) struct Field<'a> {
 
 impl<'a> Field<'a> {
     fn put(&mut self, value: Value<'a>, exact: bool) {
-        if self.text.is_none() || (exact && !self.exact) {
-            if let Value::Text(text) = value
-                && !text.is_empty()
-            {
-                self.text = Some(text);
-                self.exact = exact;
-            }
+        if (self.text.is_none() || (exact && !self.exact))
+            && let Value::Text(text) = value
+            && !text.is_empty()
+        {
+            self.text = Some(text);
+            self.exact = exact;
         }
     }
 

@@ -10,9 +10,9 @@ use super::{CommandStatus, EnvelopeKind, Event, Kind, Source, Status, detail};
 use crate::clock::{earlier, later};
 
 /// How long before its signature an event may have happened and still be believed.
-const OLDEST: Duration = Duration::from_secs(48 * 60 * 60);
+const OLDEST: Duration = Duration::from_hours(48);
 /// How far after its signature.
-const NEWEST: Duration = Duration::from_secs(5 * 60);
+const NEWEST: Duration = Duration::from_mins(5);
 
 pub(super) fn read(source: &Source<'_>) -> Event {
     let (kind, time) = match source.envelope {

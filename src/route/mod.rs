@@ -21,7 +21,7 @@ pub use when::{Texts, When, WhenSettings};
 /// How long a delivery waits for an earlier event when nobody says.
 const USUAL_HOLD: Duration = Duration::from_secs(5);
 /// The longest hold: an alert that is an hour old is news no more.
-pub const LONGEST_HOLD: Duration = Duration::from_secs(60 * 60);
+pub const LONGEST_HOLD: Duration = Duration::from_hours(1);
 
 /// In which order a route's deliveries leave.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -283,12 +283,6 @@ impl Route {
                 release: Release::AtEnd,
             };
         }
-        if let Some(least) = least_hold {
-            return Hold {
-                at_most: self.hold.max(least),
-                release: Release::AtEnd,
-            };
-        }
         let status = event.command().map(|command| &command.status);
         let release = match (lane, status) {
             (LaneKey::Instance, Some(Status::Other(_))) => Release::Never,
@@ -297,9 +291,20 @@ impl Route {
             (LaneKey::Instance, Some(_)) => Release::AfterFirst,
             _ => Release::AtEnd,
         };
-        Hold {
-            at_most: self.hold,
-            release,
+        match least_hold {
+            None => Hold {
+                at_most: self.hold,
+                release,
+            },
+            // Whatever is missing may still come: nothing goes early. An unknown status says so of
+            // its whole lane.
+            Some(least) => Hold {
+                at_most: self.hold.max(least),
+                release: match release {
+                    Release::Never => Release::Never,
+                    _ => Release::AtEnd,
+                },
+            },
         }
     }
 }

@@ -102,6 +102,7 @@ fn patterns_take_what_they_say() {
         ("instance = '!i-2'", [true, true, false, true, true]),
         ("command = 'c'", [true, true, true, false, false]),
         ("topic = '*:run-command'", [true; 5]),
+        ("topic = 'run-command'", [true; 5]),
         ("account = ['1*', '2*']", [true; 5]),
         ("region = '!eu-*'", [false; 5]),
         ("subject = '*Run Command*'", [true; 5]),
@@ -310,6 +311,8 @@ fn lanes_and_holds_follow_the_order() {
             release: Release::AtEnd
         }
     );
+    let gap = route("order = 'instance'").owe("s", &unknown, least);
+    assert_eq!(gap.hold.release, Release::Never);
     let long = route("hold = '65s'").owe("s", &start, least);
     assert_eq!(long.hold.at_most, Duration::from_secs(65));
     let none = route("hold = '0s'").owe("s", &start, least);

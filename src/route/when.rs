@@ -27,7 +27,7 @@ pub struct WhenSettings {
     pub instance: Option<Texts>,
     /// The command's id.
     pub command: Option<Texts>,
-    /// ARN of the topic.
+    /// The topic: by its ARN, or by its name.
     pub topic: Option<Texts>,
     /// The topic's account.
     pub account: Option<Texts>,
@@ -278,7 +278,7 @@ impl When {
     #[must_use]
     pub fn can_take_from(&self, topic: &TopicArn) -> bool {
         self.fields.iter().all(|(field, patterns)| match field {
-            Field::Topic => patterns.take(&[topic.as_str()]),
+            Field::Topic => patterns.take(&[topic.as_str(), topic.name()]),
             Field::Account => patterns.take(&[topic.account()]),
             Field::Region => patterns.take(&[topic.region()]),
             _ => true,
@@ -365,7 +365,10 @@ fn values(field: Field, event: &Event) -> Vec<&str> {
             })
             .unwrap_or_default(),
         Field::Command => of(|it| Some(it.command.as_str())),
-        Field::Topic => vec![&event.topic],
+        Field::Topic => {
+            let bare = event.topic.rsplit(':').next().unwrap_or_default();
+            vec![&event.topic, bare]
+        }
         Field::Account => vec![&event.account],
         Field::Region => vec![&event.region],
         Field::Subject => event.subject.as_deref().into_iter().collect(),

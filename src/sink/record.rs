@@ -140,7 +140,11 @@ pub(super) mod tests {
         notice.event.body.push_str("\n\u{2028}");
         let mut line = Vec::new();
         write_line(&notice, &mut line);
-        assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
+        assert_eq!(
+            line.split(|byte| *byte == b'\n').count(),
+            2,
+            "a line and what follows it"
+        );
         assert_eq!(id(&line), Some(notice.id.as_str()));
         let line: serde_json::Value = serde_json::from_slice(&line).unwrap();
         let expected = serde_json::json!({

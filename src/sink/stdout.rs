@@ -10,7 +10,6 @@ use serde::Deserialize;
 
 use super::record::write_line;
 use super::{Capacity, Sink};
-use crate::fault::Fault;
 use crate::render::Notice;
 use crate::retry::{Patience, Scope, Verdict};
 
@@ -18,16 +17,6 @@ use crate::retry::{Patience, Scope, Verdict};
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {}
-
-impl Settings {
-    /// Checks them.
-    ///
-    /// # Errors
-    /// Never; other sinks have something to check.
-    pub const fn check(self) -> Result<Self, Vec<Fault>> {
-        Ok(self)
-    }
-}
 
 /// Writes to standard output.
 #[derive(Clone, Copy, Debug, Default)]

@@ -128,10 +128,11 @@ impl Signer {
         }
         signed.push(("TopicArn", &draft.topic));
         signed.push(("Type", &draft.kind));
-        let text: String = signed
+        let lines: Vec<&str> = signed
             .iter()
-            .map(|(key, value)| format!("{key}\n{value}\n"))
+            .flat_map(|(key, value)| [*key, *value])
             .collect();
+        let text = lines.join("\n") + "\n";
         let signature = self.sign(&text, draft.is_version_2)?;
         let mut envelope: Map<String, Value> = signed
             .into_iter()

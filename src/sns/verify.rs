@@ -22,7 +22,7 @@ use super::{KnownCertificate, MessageType, TopicArn, TopicSettings};
 /// How old a message may be: the longest that SNS retries is an hour; and our clock may be wrong.
 pub const OLDEST: Duration = Duration::from_mins(90);
 /// How far in our future it may have been signed.
-const NEWEST: Duration = Duration::from_secs(5 * 60);
+const NEWEST: Duration = Duration::from_mins(5);
 
 /// Says whether AWS signed an envelope, for a topic that the settings allow.
 pub struct Verifier {

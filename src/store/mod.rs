@@ -72,7 +72,7 @@ pub struct Lane {
     pub sink: String,
     /// Fences an older lease of the same lane.
     pub epoch: i64,
-    /// The greatest key that was sent from this lane.
+    /// The greatest key that was sent from this lane, or may have been.
     pub high: Option<SortKey>,
     /// What may go, in ascending order of `key`.
     pub waiting: Vec<Waiting>,
@@ -100,6 +100,8 @@ pub struct Waiting {
     pub resent: bool,
     /// An earlier try may have reached the sink.
     pub possible_repeat: bool,
+    /// If so, the greatest key that had been sent before that try.
+    pub high_then: Option<SortKey>,
     /// Attempts so far.
     pub tries: u32,
     /// When the first failure of notice scope was.

@@ -180,7 +180,7 @@ struct Producer {
 impl Producer {
     /// Signs some more statuses, that happen now and in disorder.
     fn sign_more(&mut self, count: usize) {
-        let now = Timestamp::now();
+        let now = Clock::system().now();
         for number in self.next..self.next + count {
             let at = now - SignedDuration::from_millis(i64::try_from(number * 37 % 100).unwrap());
             let status = if number.is_multiple_of(2) {
@@ -313,7 +313,8 @@ fn check_files(producer: &Producer, folder: &Path) {
             let at = (rank, line["sort_time"].as_str().unwrap().parse().unwrap());
             let is_late = line["marks"].as_array().unwrap().contains(&"late".into());
             let high = high.entry(line[key].to_string()).or_insert(at);
-            assert_eq!(is_late, at < *high, "{name}: {line} after {high:?}");
+            // What may have been sent before a crash counts as sent, so the mark may be too much.
+            assert!(is_late || at >= *high, "{name}: {line} after {high:?}");
             *high = at.max(*high);
         }
         let lost: Vec<_> = producer.accepted.difference(&ids).collect();

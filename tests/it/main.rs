@@ -1,7 +1,11 @@
 //! The integration tests: one binary, one harness. Each module is a topic, and reads as scenarios.
 #![expect(
     unreachable_pub,
-    reason = "one binary: whatever is shared among its modules is public enough"
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on says so at once, in its helpers as well"
 )]
 
 mod attacks;

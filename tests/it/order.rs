@@ -121,7 +121,7 @@ async fn every_arrival_order_of_seven_events_leaves_in_one_order() {
         })
         .collect();
     for order in ORDERS {
-        let street = Street::open(order, "5s").await;
+        let street = Street::open(order, "5s");
         let mut expected = None;
         for (sent, arrival) in within_the_hold(&street, &histories)
             .await
@@ -156,7 +156,7 @@ async fn without_a_hold_the_order_of_arrival_shows() {
         })
         .collect();
     for order in ["command", "topic"] {
-        let street = Street::open(order, "0s").await;
+        let street = Street::open(order, "0s");
         let sent = within_the_hold(&street, &histories).await;
         let orders: BTreeSet<_> = sent.iter().map(|sent| steps(sent)).collect();
         assert!(
@@ -191,7 +191,7 @@ proptest! {
     fn whatever_arrives_leaves_once_and_late_is_marked(plan in plan()) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let street = Street::open(plan.order, "5s").await;
+            let street = Street::open(plan.order, "5s");
             let mut sent = Vec::new();
             let mut told = BTreeSet::new();
             for (number, gap, again) in &plan.arrivals {

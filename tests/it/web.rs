@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
 use openssl::ssl::{SslConnector, SslMethod, SslVerifyMode, SslVersion};
+use runbell::clock::Clock;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -30,7 +30,7 @@ async fn raw(runbell: &Runbell, bytes: &[u8]) -> String {
 async fn every_answer_is_one_of_few_and_says_nothing() {
     let sns = Sns::start().await;
     let runbell = Runbell::start(&sns, Setup::default()).await;
-    let good = sns.status("m-1", "i-1", "Success", Timestamp::now());
+    let good = sns.status("m-1", "i-1", "Success", Clock::system().now());
     let large = vec![b' '; 2 * 1024 * 1024 + 1];
     let request = |method: &str, path: &str| {
         runbell
@@ -104,7 +104,7 @@ async fn only_tls_1_2_and_up_and_only_http_1_1_are_spoken() {
         },
     )
     .await;
-    let body = sns.status("m-1", "i-1", "Success", Timestamp::now());
+    let body = sns.status("m-1", "i-1", "Success", Clock::system().now());
     assert_eq!(runbell.post(body).await, 200);
     let hook = runbell.hook;
     let shake = move |newest: SslVersion, protocols: &'static [u8]| {
@@ -183,18 +183,18 @@ async fn a_reload_puts_routes_in_force_or_changes_nothing() {
     let sns = Sns::start().await;
     let runbell = Runbell::start(&sns, Setup::default()).await;
     let post = async |id: &str, status: &str| {
-        let body = sns.status(id, "i-1", status, Timestamp::now());
+        let body = sns.status(id, "i-1", status, Clock::system().now());
         assert_eq!(runbell.post(body).await, 200);
     };
     runbell.settings_become(|text| text.replace("name = 'all'", "nam = 'all'"));
     let (status, said) = runbell.reload().await;
     assert_eq!(status, 500);
     assert!(said.contains("did you mean `name`?"), "{said}");
-    assert_eq!(
+    assert!(
         runbell
             .metric("runbell_config_last_reload_successful")
-            .await,
-        0.0
+            .await
+            < 1.0
     );
     post("m-1", "InProgress").await;
     assert_eq!(runbell.lines("audit.jsonl", 1).await.len(), 1);
@@ -267,7 +267,7 @@ async fn idle_strangers_do_not_keep_sns_out() {
     for _ in 0..20 {
         strangers.push(TcpStream::connect(runbell.hook).await.unwrap());
     }
-    let body = sns.status("m-1", "i-1", "Success", Timestamp::now());
+    let body = sns.status("m-1", "i-1", "Success", Clock::system().now());
     assert_eq!(runbell.post(body).await, 200);
     drop(strangers);
 }
@@ -284,7 +284,7 @@ async fn the_admin_door_tells_health_readiness_and_metrics() {
         "{\"ready\":true,\"reasons\":[]}"
     );
     assert_eq!(runbell.admin("/nothing").await.0, 404);
-    let body = sns.status("m-1", "i-1", "Success", Timestamp::now());
+    let body = sns.status("m-1", "i-1", "Success", Clock::system().now());
     assert_eq!(runbell.post(body).await, 200);
     runbell.lines("audit.jsonl", 1).await;
     until("the delivery to be counted", async || {
@@ -349,7 +349,7 @@ async fn a_stop_finishes_what_is_under_way() {
         ..server("drain = '5s'")
     };
     let runbell = Runbell::start(&sns, setup.clone()).await;
-    let body = sns.status("m-1", "i-1", "Success", Timestamp::now());
+    let body = sns.status("m-1", "i-1", "Success", Clock::system().now());
     assert_eq!(runbell.post(body).await, 200);
     // Held, and so not due: the stop does not wait for it, the next start brings it.
     let folder = runbell.stop().await;

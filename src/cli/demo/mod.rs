@@ -35,7 +35,7 @@ use story::{Part, Story};
 /// How many requests are under way at once.
 const AT_ONCE: usize = 16;
 /// How long it is waited for the last line.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {

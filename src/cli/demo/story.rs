@@ -73,14 +73,13 @@ impl Kind {
     pub(super) const fn outcome(self) -> (u16, &'static str) {
         match self {
             Self::Status => (200, "verified, kept, delivered in order"),
-            Self::Copy => (200, "known: nothing changed"),
+            Self::Copy | Self::Replayed => (200, "known: nothing changed"),
             Self::Repeat => (200, "kept, recognised as a repeat, not delivered again"),
             Self::Confirmation => (200, "verified and confirmed, without following its URL"),
             Self::Forged => (403, "the signature does not fit"),
             Self::Stale => (403, "too old"),
             Self::Foreign => (403, "the topic is not among the settings; nothing fetched"),
             Self::Elsewhere => (403, "SNS keeps no certificate there; nothing fetched"),
-            Self::Replayed => (200, "known: nothing changed"),
         }
     }
 }
@@ -94,7 +93,7 @@ pub(super) struct Story {
 }
 
 /// A status of the command, or of it on one instance.
-struct Status {
+struct Moment {
     instance: Option<String>,
     status: &'static str,
     at: Timestamp,
@@ -196,9 +195,9 @@ fn settle_who_is_first(parts: &mut [Part]) {
 }
 
 /// The whole life of the command; it lasted some seconds.
-fn life(instances: usize, now: Timestamp) -> Vec<Status> {
+fn life(instances: usize, now: Timestamp) -> Vec<Moment> {
     let at = |millis: i64| now - SignedDuration::from_millis(5_000 - millis);
-    let mut statuses = vec![Status {
+    let mut statuses = vec![Moment {
         instance: None,
         status: "InProgress",
         at: at(0),
@@ -206,7 +205,7 @@ fn life(instances: usize, now: Timestamp) -> Vec<Status> {
     for number in 0..instances {
         let instance = format!("i-{number:017x}");
         let begins = 20 + i64::try_from(number % 200).unwrap_or_default() * 5;
-        statuses.push(Status {
+        statuses.push(Moment {
             instance: Some(instance.clone()),
             status: "InProgress",
             at: at(begins),
@@ -216,13 +215,13 @@ fn life(instances: usize, now: Timestamp) -> Vec<Status> {
             13 => "TimedOut",
             _ => "Success",
         };
-        statuses.push(Status {
+        statuses.push(Moment {
             instance: Some(instance),
             status,
             at: at(begins + 1_500 + i64::try_from(number % 7).unwrap_or_default() * 200),
         });
     }
-    statuses.push(Status {
+    statuses.push(Moment {
         instance: None,
         status: "Failed",
         at: at(4_500),
@@ -230,7 +229,7 @@ fn life(instances: usize, now: Timestamp) -> Vec<Status> {
     statuses
 }
 
-fn message(status: &Status) -> String {
+fn message(status: &Moment) -> String {
     let mut message = json!({
         "commandId": COMMAND,
         "documentName": DOCUMENT,
@@ -239,15 +238,12 @@ fn message(status: &Status) -> String {
         "eventTime": status.at.to_string(),
     });
     if let Some(fields) = message.as_object_mut() {
-        match &status.instance {
-            Some(instance) => {
-                fields.insert("instanceId".to_owned(), instance.as_str().into());
-                fields.insert("detailedStatus".to_owned(), status.status.into());
-            }
-            None => {
-                fields.insert("instanceIds".to_owned(), json!([]));
-                fields.insert("outputS3BucketName".to_owned(), "".into());
-            }
+        if let Some(instance) = &status.instance {
+            fields.insert("instanceId".to_owned(), instance.as_str().into());
+            fields.insert("detailedStatus".to_owned(), status.status.into());
+        } else {
+            fields.insert("instanceIds".to_owned(), json!([]));
+            fields.insert("outputS3BucketName".to_owned(), "".into());
         }
     }
     message.to_string()
@@ -268,7 +264,7 @@ fn draft(message: &str, at: Timestamp, dice: &mut fastrand::Rng) -> Draft {
 
 /// One of each kind that must be refused.
 fn strangers(sns: &Sns, now: Timestamp, dice: &mut fastrand::Rng) -> Result<Vec<Part>, Stop> {
-    let forged = Status {
+    let forged = Moment {
         instance: Some("i-0".to_owned()),
         status: "Failed",
         at: now,

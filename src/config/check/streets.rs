@@ -69,11 +69,11 @@ pub(super) fn sinks(document: &mut Document, around: &Surroundings<'_>) -> Vec<C
         };
         let rest = Value::Table(table);
         let kind = match kind.as_str() {
-            "file" => sink(document, &at, rest, |it: file::Settings| {
+            "file" => sink(document, &at, &rest, |it: file::Settings| {
                 it.check(around.folder)
             })
             .map(Kind::File),
-            "stdout" => sink(document, &at, rest, stdout::Settings::check).map(Kind::Stdout),
+            "stdout" => sink(document, &at, &rest, |it: stdout::Settings| Ok(it)).map(Kind::Stdout),
             other => {
                 let suggestion = meant(other, SINKS);
                 document.fault(
@@ -102,10 +102,10 @@ pub(super) fn sinks(document: &mut Document, around: &Surroundings<'_>) -> Vec<C
 fn sink<S: DeserializeOwned, C>(
     document: &mut Document,
     at: &[&str],
-    table: Value,
+    table: &Value,
     check: impl FnOnce(S) -> Result<C, Vec<Fault>>,
 ) -> Option<C> {
-    let settings = document.read(at, &table)?;
+    let settings = document.read(at, table)?;
     check(settings)
         .map_err(|faults| document.faults(at, faults))
         .ok()

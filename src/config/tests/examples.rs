@@ -39,19 +39,21 @@ fn the_example_has_every_key() {
     for (section, place) in [
         ("server", "[server]"),
         ("server.tls", "tls = {"),
+        ("server.auth", "auth = [{"),
         ("admin", "[admin]"),
         ("store", "[store]"),
         ("log", "[log]"),
         ("topic", "[[topic]]"),
         ("sink", "type = \"file\""),
-        ("route", "name = \"audit\""),
+        ("route", "name = \"failures\""),
         ("when", "when = {"),
     ] {
         let strange = all.replacen(
             &format!("\n{place}"),
-            &match place.ends_with('{') {
-                true => format!("\n{place} zzz = 1, "),
-                false => format!("\n{place}\nzzz = 1"),
+            &if place.ends_with('{') {
+                format!("\n{place} zzz = 1, ")
+            } else {
+                format!("\n{place}\nzzz = 1")
             },
             1,
         );
@@ -59,6 +61,7 @@ fn the_example_has_every_key() {
         let known = match section {
             "server" => known::<file::ServerFile>(&value["server"]),
             "server.tls" => known::<file::TlsFile>(&value["server"]["tls"]),
+            "server.auth" => known::<file::CredentialsFile>(&value["server"]["auth"][0]),
             "admin" => known::<file::AdminFile>(&value["admin"]),
             "store" => known::<file::StoreFile>(&value["store"]),
             "log" => known::<file::LogFile>(&value["log"]),

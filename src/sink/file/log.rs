@@ -162,8 +162,7 @@ impl Log {
     }
 
     fn rotate(&mut self, now: Timestamp) -> Result<(), LogError> {
-        self.rotation
-            .set_aside(&self.path, now)
+        Rotation::set_aside(&self.path, now)
             .map_err(|source| failed("rotate", &self.path, source))?;
         let (file, _) = open_or_make(&self.path, self.mode)?;
         rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)

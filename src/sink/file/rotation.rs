@@ -50,7 +50,7 @@ impl Rotation {
     }
 
     /// Gives the file at `path` a name of its own.
-    pub(super) fn set_aside(&self, path: &Path, now: Timestamp) -> io::Result<()> {
+    pub(super) fn set_aside(path: &Path, now: Timestamp) -> io::Result<()> {
         let (folder, stem, extension) = parts(path);
         let time = now.strftime(TIME);
         for number in 0..10_000_u32 {

@@ -134,11 +134,11 @@ async fn what_may_have_been_written_is_found_in_the_file_before() {
         let settings = format!("rotate_every = 'hour'\n{compress}");
         let (before, clock) = place.sink(&settings);
         send(&before, &["i-1"]).await;
-        clock.advance(Duration::from_secs(3600));
+        clock.advance(Duration::from_hours(1));
         send(&before, &["i-2"]).await;
         drop(before);
         let (after, clock) = place.sink(&settings);
-        clock.advance(Duration::from_secs(3600));
+        clock.advance(Duration::from_hours(1));
         let mut again = [notice("i-1"), notice("i-2")];
         for notice in &mut again {
             notice.marks.possible_repeat = true;
@@ -195,7 +195,7 @@ async fn files_are_rotated_by_the_day_compressed_and_forgotten() {
     let (sink, clock) = place.sink("rotate_every = 'day'\ncompress = 'zstd'\nkeep = '50h'");
     for day in 0..5 {
         send(&sink, &[&format!("i-{day}"), "i-x"]).await;
-        clock.advance(Duration::from_secs(86_400));
+        clock.advance(Duration::from_hours(24));
     }
     let names = place.names();
     assert_eq!(
@@ -218,7 +218,7 @@ async fn so_many_rotated_files_are_kept() {
     let (sink, clock) = place.sink("rotate_every = 'hour'\nkeep_files = 2");
     for _ in 0..6 {
         send(&sink, &["i-1"]).await;
-        clock.advance(Duration::from_secs(3600));
+        clock.advance(Duration::from_hours(1));
     }
     assert_eq!(
         place.names(),
@@ -324,7 +324,7 @@ async fn lines_are_spread_over_templated_paths_all_or_none() {
         "path = {:?}",
         place.path("{instance}/{kind}.jsonl").to_str().unwrap()
     );
-    let (sink, _) = self::sink(&text);
+    let (sink, _) = sink(&text);
     assert_eq!(send(&sink, &["i-1", "i-2", "i-1"]).await.len(), 3);
     assert_eq!(place.ids("i-1/invocation.jsonl").len(), 2);
     // A file in the place of a folder: the second instance cannot be written, so nothing is.

@@ -1,6 +1,6 @@
 //! The certificates that SNS signs with: where they may lie, what they must be, how they are got.
 //!
-//! The verifier asks [`Certificates`] for the key that a URL stands for. Keys are parsed once and
+//! The verifier asks `Certificates` for the key that a URL stands for. Keys are parsed once and
 //! kept by their whole URL; parsing one anew would cost ten verifications.
 
 use std::collections::HashMap;
@@ -132,7 +132,7 @@ impl Certificates {
                         Answer::Later,
                     )
                 })?;
-                return Ok((self.parse(&pem)?, None));
+                return Ok((Self::parse(&pem)?, None));
             }
         };
         let flight = fetcher.flight(url);
@@ -144,7 +144,7 @@ impl Certificates {
             return Ok((kept.checked, None));
         }
         let pem = fetcher.fetch(url, client, now).await?;
-        let checked = self.parse(&pem).inspect_err(|refusal| {
+        let checked = Self::parse(&pem).inspect_err(|refusal| {
             fetcher.remember_failure(url, now, refusal);
         })?;
         let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
@@ -164,7 +164,7 @@ impl Certificates {
         Ok((checked, Some(fetched)))
     }
 
-    fn parse(&self, pem: &[u8]) -> Result<Arc<Checked>, Refusal> {
+    fn parse(pem: &[u8]) -> Result<Arc<Checked>, Refusal> {
         Checked::parse(pem).map(Arc::new).map_err(|why| {
             let sentence = format!("the certificate is not one of SNS's: {why}");
             refusal(why.word(), sentence, Answer::Forbidden)

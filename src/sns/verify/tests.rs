@@ -280,9 +280,9 @@ async fn the_certificate_must_lie_where_sns_keeps_it() {
 #[tokio::test]
 async fn the_certificate_must_be_one_of_snss() {
     let good = Certificate::default();
-    let rsa = |bits| openssl::pkey::PKey::from_rsa(Rsa::generate(bits).unwrap()).unwrap();
+    let rsa = |bits| PKey::from_rsa(Rsa::generate(bits).unwrap()).unwrap();
     let curve = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap();
-    let ec = openssl::pkey::PKey::from_ec_key(EcKey::generate(&curve).unwrap()).unwrap();
+    let ec = PKey::from_ec_key(EcKey::generate(&curve).unwrap()).unwrap();
     let now: Timestamp = NOW.parse().unwrap();
     let second = now.as_second();
     for (name, key, certificate, word) in [
@@ -405,7 +405,7 @@ async fn the_file_must_be_one_certificate_and_nothing_else() {
         ),
         (
             "cut",
-            pem[..pem.len() / 2].as_bytes().to_vec(),
+            pem.as_bytes()[..pem.len() / 2].to_vec(),
             "certificate-form",
         ),
         ("empty", Vec::new(), "certificate-form"),

@@ -30,6 +30,7 @@ struct RawWaiting {
     failing_since: Option<i64>,
     resent: bool,
     possible_repeat: bool,
+    high_then: Option<SortKey>,
     progress: Option<String>,
     terminal_sent: bool,
 }
@@ -66,6 +67,7 @@ impl RawLane {
                 terminal_sent: raw.terminal_sent,
                 resent: raw.resent,
                 possible_repeat: raw.possible_repeat,
+                high_then: raw.high_then,
                 tries: raw.tries,
                 failing_since: raw.failing_since.map(from_nanos),
                 progress: raw.progress,
@@ -104,8 +106,8 @@ impl Tables<'_> {
             };
             self.connection
                 .prepare_cached(
-                    "UPDATE lane SET leased = 1, epoch = epoch + 1, due_at = NULL, leased_upto = ?2
-                     WHERE id = ?1",
+                    "UPDATE lane SET leased = 1, epoch = epoch + 1, due_at = NULL, leased_upto = ?2,
+                       leased_at_event = (SELECT max(id) FROM event) WHERE id = ?1",
                 )?
                 .execute(params![due.lane, last.key.as_bytes()])?;
             left = left.saturating_sub(waiting.len());
@@ -183,7 +185,7 @@ impl Tables<'_> {
             .connection
             .prepare_cached(
                 "SELECT sort_key, release_at, alone, event, tries, failing_since, resent,
-                   possible_repeat, progress FROM waiting
+                   possible_repeat, progress, high_then FROM waiting
                  WHERE lane = ?1 AND (NOT alone OR release_at <= ?2) ORDER BY sort_key LIMIT ?3",
             )?
             .query_map(params![due.lane, now, rows(limit)], raw_waiting)?
@@ -204,7 +206,12 @@ impl Tables<'_> {
         rows.into_iter()
             .map(|mut row| {
                 let event = raw_event(self.connection, row.event)?;
-                if due.high.as_ref().is_some_and(|high| row.key < *high) {
+                let high = if row.possible_repeat {
+                    &row.high_then
+                } else {
+                    &due.high
+                };
+                if high.as_ref().is_some_and(|high| row.key < *high) {
                     row.terminal_sent = self.is_ended(&event, due.route, sink)?;
                 }
                 Ok((row, event))
@@ -252,6 +259,7 @@ fn raw_waiting(row: &rusqlite::Row<'_>) -> rusqlite::Result<RawWaiting> {
         resent: row.get(6)?,
         possible_repeat: row.get(7)?,
         progress: row.get(8)?,
+        high_then: row.get::<_, Option<Vec<u8>>>(9)?.map(SortKey::from_bytes),
         terminal_sent: false,
     })
 }

@@ -55,6 +55,7 @@ CREATE TABLE lane (
   not_before INTEGER NOT NULL DEFAULT 0,
   leased INTEGER NOT NULL DEFAULT 0,
   leased_upto BLOB,
+  leased_at_event INTEGER,
   epoch INTEGER NOT NULL DEFAULT 0,
   high BLOB,
   early INTEGER NOT NULL DEFAULT 1,
@@ -69,6 +70,7 @@ CREATE TABLE waiting (
   alone INTEGER NOT NULL DEFAULT 0,
   resent INTEGER NOT NULL DEFAULT 0,
   possible_repeat INTEGER NOT NULL DEFAULT 0,
+  high_then BLOB,
   tries INTEGER NOT NULL DEFAULT 0,
   failing_since INTEGER,
   progress TEXT,
@@ -256,16 +258,21 @@ fn foreign(path: &Path) -> StoreError {
 }
 
 /// Frees the lanes that the process before this one had leased. What it may have been sending when
-/// it ended is marked: it goes out again, and may have arrived already.
+/// it ended is marked: it goes out again, and may have arrived already. So the watermark is raised
+/// as if it had, for whatever comes below it; for itself what counts is how high it was before.
 fn take_back_leases(connection: &mut Connection) -> rusqlite::Result<u64> {
     let transaction = connection.transaction()?;
     let marked = transaction.execute(
-        "UPDATE waiting SET possible_repeat = 1 WHERE EXISTS (
-           SELECT 1 FROM lane WHERE lane.id = waiting.lane AND leased AND sort_key <= leased_upto)",
+        "UPDATE waiting SET possible_repeat = 1,
+           high_then = CASE WHEN possible_repeat THEN high_then
+             ELSE (SELECT high FROM lane WHERE lane.id = waiting.lane) END
+         WHERE EXISTS (
+           SELECT 1 FROM lane WHERE lane.id = waiting.lane AND leased AND sort_key <= leased_upto
+             AND event <= leased_at_event)",
         [],
     )?;
     transaction.execute(
-        "UPDATE lane SET leased = 0, due_at = (
+        "UPDATE lane SET leased = 0, high = max(coalesce(high, x''), leased_upto), due_at = (
            SELECT max(lane.not_before, min(release_at)) FROM waiting WHERE waiting.lane = lane.id)
          WHERE leased",
         [],

@@ -61,6 +61,8 @@ impl Tables<'_> {
             self.connection
                 .prepare_cached(
                     "UPDATE waiting SET tries = tries + 1, failing_since = ?3, progress = ?4,
+                       high_then = CASE WHEN ?5 AND NOT possible_repeat
+                         THEN (SELECT high FROM lane WHERE id = ?1) ELSE high_then END,
                        possible_repeat = possible_repeat OR ?5, alone = alone OR ?6 IS NOT NULL,
                        release_at = coalesce(?6, release_at)
                      WHERE lane = ?1 AND sort_key = ?2",
@@ -97,6 +99,10 @@ impl Tables<'_> {
         }
         match settled.outcome {
             Outcome::Sent => self.raise_watermark(id, key),
+            // It may have arrived: what comes below it may come too late.
+            _ if settled.outcome.waits() && settled.marks.possible_repeat => {
+                self.raise_watermark(id, key)
+            }
             Outcome::Dead => self.bury(lane, settled, tries),
             _ => Ok(()),
         }

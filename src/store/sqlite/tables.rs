@@ -89,17 +89,16 @@ impl<'t> Tables<'t> {
             .prepare_cached("SELECT no FROM command WHERE id = ?1")?
             .query_row([id], |row| row.get(0))
             .optional()?;
-        let number = match found {
-            Some(number) => number,
-            None => {
-                self.connection
-                    .prepare_cached(
-                        "INSERT INTO command (id, first_event)
-                         VALUES (?1, (SELECT coalesce(max(id), 0) + 1 FROM event))",
-                    )?
-                    .execute([id])?;
-                self.connection.last_insert_rowid()
-            }
+        let number = if let Some(number) = found {
+            number
+        } else {
+            self.connection
+                .prepare_cached(
+                    "INSERT INTO command (id, first_event)
+                     VALUES (?1, (SELECT coalesce(max(id), 0) + 1 FROM event))",
+                )?
+                .execute([id])?;
+            self.connection.last_insert_rowid()
         };
         if self.known.commands.len() >= MOST_COMMANDS {
             self.known.commands.clear();

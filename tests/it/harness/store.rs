@@ -15,7 +15,7 @@ pub struct TestStore {
 }
 
 impl TestStore {
-    pub async fn open() -> Self {
+    pub fn open() -> Self {
         let mut store = Self {
             folder: folder(),
             open: None,

@@ -108,9 +108,9 @@ pub struct Street {
 
 impl Street {
     /// A street with one route of this `order` and `hold`.
-    pub async fn open(order: &str, hold: &str) -> Self {
+    pub fn open(order: &str, hold: &str) -> Self {
         let clock = Clock::by_hand("2026-11-23T10:00:10Z".parse().unwrap());
-        let store = TestStore::open().await;
+        let store = TestStore::open();
         let text = format!("name = \"r\"\nto = [\"s\"]\norder = \"{order}\"\nhold = \"{hold}\"");
         let route = toml::from_str::<runbell::route::Settings>(&text)
             .unwrap()

@@ -134,7 +134,7 @@ async fn assert_sound(store: &dyn Store) {
 
 #[tokio::test]
 async fn an_event_is_kept_once_whatever_is_in_it() {
-    let store = TestStore::open().await;
+    let store = TestStore::open();
     let store = store.handle();
     let bodies = [
         "{}",
@@ -171,7 +171,7 @@ async fn an_event_is_kept_once_whatever_is_in_it() {
 
 #[tokio::test]
 async fn a_hold_that_is_over_takes_everything_before_it_along() {
-    let store = TestStore::open().await;
+    let store = TestStore::open();
     let store = store.handle();
     arrives(&*store, event("m-3", "i-3", "Success", 3), 3).await;
     arrives(&*store, event("m-9", "i-9", "Success", 9), 5).await;
@@ -207,7 +207,7 @@ async fn a_hold_that_is_over_takes_everything_before_it_along() {
 
 #[tokio::test]
 async fn what_is_appended_while_its_lane_is_leased_goes_afterwards() {
-    let store = TestStore::open().await;
+    let store = TestStore::open();
     let store = store.handle();
     arrives(&*store, event("m-1", "i-1", "Success", 1), 1).await;
     let lanes = lease(&*store, 6).await;
@@ -223,7 +223,7 @@ async fn what_is_appended_while_its_lane_is_leased_goes_afterwards() {
 
 #[tokio::test]
 async fn a_limit_cuts_a_lane_and_others_get_their_turn() {
-    let store = TestStore::open().await;
+    let store = TestStore::open();
     let store = store.handle();
     for number in 0..5 {
         let event = event(
@@ -261,7 +261,7 @@ async fn a_limit_cuts_a_lane_and_others_get_their_turn() {
 
 #[tokio::test]
 async fn an_old_epoch_may_only_record_what_was_sent() {
-    let store = TestStore::open().await;
+    let store = TestStore::open();
     let store = store.handle();
     arrives(&*store, event("m-1", "i-1", "Success", 1), 1).await;
     let first = lease(&*store, 6).await;
@@ -295,7 +295,7 @@ async fn an_old_epoch_may_only_record_what_was_sent() {
 
 #[tokio::test]
 async fn a_failing_head_keeps_its_place_until_it_is_parked() {
-    let store = TestStore::open().await;
+    let store = TestStore::open();
     let store = store.handle();
     arrives(&*store, event("m-1", "i-1", "Success", 1), 1).await;
     arrives(&*store, event("m-2", "i-2", "Success", 2), 2).await;
@@ -335,7 +335,7 @@ async fn a_failing_head_keeps_its_place_until_it_is_parked() {
 
 #[tokio::test]
 async fn a_dead_letter_is_listed_sent_again_elsewhere_or_dropped() {
-    let store = TestStore::open().await;
+    let store = TestStore::open();
     let store = store.handle();
     for number in 1..=3 {
         let event = event(
@@ -405,7 +405,7 @@ async fn a_dead_letter_is_listed_sent_again_elsewhere_or_dropped() {
 
 #[tokio::test]
 async fn a_resting_sink_is_not_leased() {
-    let store = TestStore::open().await;
+    let store = TestStore::open();
     let store = store.handle();
     arrives(&*store, event("m-1", "i-1", "Success", 1), 1).await;
     store.rest("s", Some(at(60))).await.unwrap();
@@ -424,7 +424,7 @@ async fn a_resting_sink_is_not_leased() {
 
 #[tokio::test]
 async fn a_step_told_again_is_a_repeat_and_another_end_is_a_conflict() {
-    let store = TestStore::open().await;
+    let store = TestStore::open();
     let store = store.handle();
     let append = |event: Event| {
         let owed = vec![owed(&event, "s", LaneKey::Command, 0)];
@@ -475,7 +475,7 @@ async fn a_step_told_again_is_a_repeat_and_another_end_is_a_conflict() {
 
 #[tokio::test]
 async fn a_start_below_the_watermark_knows_that_its_end_was_sent() {
-    let store = TestStore::open().await;
+    let store = TestStore::open();
     let store = store.handle();
     arrives(&*store, event("m-2", "i-1", "Success", 2), 2).await;
     arrives(&*store, event("m-3", "i-2", "InProgress", 3), 2).await;
@@ -520,7 +520,7 @@ async fn instance_order_waits_only_where_something_can_come_first() {
             ],
         ),
     ] {
-        let store = TestStore::open().await;
+        let store = TestStore::open();
         let store = store.handle();
         let mut left = vec![None; arrivals.len()];
         for second in 0..10 {
@@ -549,7 +549,7 @@ async fn instance_order_waits_only_where_something_can_come_first() {
 
 #[tokio::test]
 async fn deliveries_under_way_at_a_crash_go_again_and_say_so() {
-    let mut store = TestStore::open().await;
+    let mut store = TestStore::open();
     assert!(store.opened.is_new);
     {
         let store = store.handle();
@@ -581,7 +581,7 @@ async fn deliveries_under_way_at_a_crash_go_again_and_say_so() {
 
 #[tokio::test]
 async fn old_events_are_forgotten_but_never_what_something_waits_for() {
-    let store = TestStore::open().await;
+    let store = TestStore::open();
     let store = store.handle();
     let waits = arrives(&*store, event("m-1", "i-1", "Success", 1), 1).await;
     for number in 2..1200 {
@@ -621,7 +621,7 @@ async fn old_events_are_forgotten_but_never_what_something_waits_for() {
 
 #[tokio::test]
 async fn events_are_listed_newest_first_by_command_instance_and_topic() {
-    let store = TestStore::open().await;
+    let store = TestStore::open();
     let store = store.handle();
     stored(&*store, read("other", "hello", 0), Vec::new(), 0).await;
     let first = stored(&*store, event("m-1", "i-1", "InProgress", 1), Vec::new(), 1).await;
@@ -658,7 +658,7 @@ async fn events_are_listed_newest_first_by_command_instance_and_topic() {
 
 #[tokio::test]
 async fn subscriptions_and_certificates_are_kept() {
-    let mut store = TestStore::open().await;
+    let mut store = TestStore::open();
     {
         let store = store.handle();
         let token = SecretString::from("70ke0");
@@ -689,7 +689,7 @@ async fn subscriptions_and_certificates_are_kept() {
 
 #[tokio::test]
 async fn a_sink_owed_twice_keeps_two_lanes_apart() {
-    let store = TestStore::open().await;
+    let store = TestStore::open();
     let store = store.handle();
     let event = event("m-1", "i-1", "Success", 1);
     let again = Owed {
