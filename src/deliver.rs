@@ -248,7 +248,8 @@ impl Worker {
             if let Some(block_for) = route.and_then(|route| route.block_for) {
                 patience.block_for = Some(block_for);
             }
-            let send_redundant = route.is_some_and(|route| route.send_redundant);
+            // Of a route that is gone nobody knows: better told twice than not at all.
+            let send_redundant = route.is_none_or(|route| route.send_redundant);
             let mut results = Vec::new();
             for waiting in lane.waiting {
                 let candidate = candidate(&waiting);

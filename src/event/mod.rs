@@ -84,8 +84,6 @@ pub enum Kind {
     Subscribe,
     /// A subscription of ours was ended.
     Unsubscribe,
-    /// Something that Runbell itself has to tell.
-    Notice,
     /// Anything else.
     Other,
 }
@@ -245,7 +243,6 @@ impl Kind {
             Self::EventBridge => "eventbridge",
             Self::Subscribe => "subscribe",
             Self::Unsubscribe => "unsubscribe",
-            Self::Notice => "notice",
             Self::Other => "other",
         }
     }

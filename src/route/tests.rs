@@ -84,6 +84,9 @@ fn patterns_take_what_they_say() {
             "status = ['*', '!Failed']",
             [false, true, true, false, false],
         ),
+        ("status = '*TimedOut'", [false, true, false, false, false]),
+        ("status = '*X'", [false; 5]),
+        ("status = 'Fail?d*'", [true, false, false, false, false]),
         ("status = 'S*'", [false, false, true, false, false]),
         (
             "detail = 'execution timed out'",

@@ -95,14 +95,13 @@ struct Pattern {
 }
 
 /// The kinds that a route can name.
-const KINDS: [&str; 8] = [
+const KINDS: [&str; 7] = [
     "summary",
     "invocation",
     "alarm",
     "eventbridge",
     "subscribe",
     "unsubscribe",
-    "notice",
     "other",
 ];
 
@@ -213,7 +212,9 @@ impl Patterns {
                 Some(rest) => (true, rest),
                 None => (false, text.as_str()),
             };
+            let is_glob = text.contains(['*', '?']);
             let text = match field {
+                _ if is_glob => text.to_owned(),
                 Field::Status => match Status::parse(text) {
                     _ if DETAILS.contains(&detail(text)) => detail(text).to_owned(),
                     status => status.as_str().to_owned(),

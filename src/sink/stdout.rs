@@ -4,6 +4,7 @@
 //! afterwards nobody here can know: where that matters, write a file.
 
 use std::io::{self, Write as _};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::Deserialize;
@@ -33,6 +34,7 @@ impl Sink for StdoutSink {
 
     fn patience(&self) -> Patience {
         Patience {
+            horizon: Duration::MAX,
             block_for: None,
             ..Patience::default()
         }
@@ -52,7 +54,8 @@ impl Sink for StdoutSink {
         .await;
         let verdict = match written {
             Ok(Ok(())) => Verdict::Sent { remote_id: None },
-            Ok(Err(error)) => Verdict::Broken {
+            // How much of it was taken before is not known.
+            Ok(Err(error)) => Verdict::Unknown {
                 why: format!("standard output cannot be written: {error}"),
             },
             Err(error) => Verdict::Retry {

@@ -89,7 +89,7 @@ pub struct Waiting {
     pub received_at: Timestamp,
     /// Its place in the lane.
     pub key: SortKey,
-    /// The earlier event that told the same step.
+    /// The earlier event that told the same step to the same sink by the same route, or is going to.
     pub repeat_of: Option<EventId>,
     /// Another terminal status of the same thing is stored.
     pub conflict: bool,

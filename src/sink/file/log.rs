@@ -32,6 +32,9 @@ pub(super) enum LogError {
         path: PathBuf,
         source: io::Error,
     },
+    /// Something failed, and could not be taken back.
+    #[error("{0}; what was written could not be taken back")]
+    Uncertain(Box<Self>),
     /// The file was closed in between.
     #[error("the file was closed")]
     Vanished,
@@ -42,7 +45,7 @@ impl LogError {
     pub(super) fn is_a_persons_business(&self) -> bool {
         match self {
             Self::NoFolder(_) | Self::NoFile(_) => true,
-            Self::InUse(_) | Self::Vanished => false,
+            Self::InUse(_) | Self::Vanished | Self::Uncertain(_) => false,
             Self::System { source, .. } => matches!(
                 source.kind(),
                 io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem

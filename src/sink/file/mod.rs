@@ -150,6 +150,9 @@ impl Checked {
     }
 }
 
+/// Lines by the file that they go to, in the order of their first lines.
+type ByPath<'n> = Vec<(PathBuf, Vec<&'n Notice>)>;
+
 /// Writes lines to files.
 pub struct FileSink {
     clock: Clock,
@@ -191,6 +194,7 @@ impl Sink for FileSink {
     fn patience(&self) -> Patience {
         Patience {
             longest: Duration::from_secs(15),
+            horizon: Duration::MAX,
             block_for: None,
             ..Patience::default()
         }
@@ -204,14 +208,19 @@ impl Sink for FileSink {
             files.write(&batch, now)
         })
         .await;
-        let verdict = match written {
-            Ok(Ok(())) => Verdict::Sent { remote_id: None },
-            Ok(Err(error)) => error.verdict(),
-            Err(error) => Verdict::Unknown {
-                why: error.to_string(),
-            },
+        let (sent, failure) = match written {
+            Ok((sent, failure)) => (sent, failure.map(|error| error.verdict())),
+            Err(error) => {
+                let why = error.to_string();
+                (0, Some(Verdict::Unknown { why }))
+            }
         };
-        vec![verdict; notices.len()]
+        let mut verdicts = vec![Verdict::Sent { remote_id: None }; sent];
+        verdicts.resize(
+            notices.len(),
+            failure.unwrap_or(Verdict::Sent { remote_id: None }),
+        );
+        verdicts
     }
 
     async fn reopen(&self) {
@@ -223,6 +232,9 @@ impl Sink for FileSink {
 impl LogError {
     fn verdict(&self) -> Verdict {
         let why = self.to_string();
+        if matches!(self, Self::Uncertain(_)) {
+            return Verdict::Unknown { why };
+        }
         if self.is_a_persons_business() {
             return Verdict::Broken { why };
         }
@@ -236,16 +248,33 @@ impl LogError {
 }
 
 impl Files {
-    /// Writes all of them or none: lanes may spread over files, and their order must hold.
-    fn write(&mut self, notices: &[Notice], now: Timestamp) -> Result<(), LogError> {
-        let mut by_path: Vec<(PathBuf, Vec<&Notice>)> = Vec::new();
-        for notice in notices {
+    /// Writes them in order, few files at a time; how many are safe, and what stopped it.
+    fn write(&mut self, notices: &[Notice], now: Timestamp) -> (usize, Option<LogError>) {
+        let mut sent = 0;
+        let mut by_path = ByPath::new();
+        for (at, notice) in notices.iter().enumerate() {
             let path = self.settings.template.expand(notice, now);
-            match by_path.iter_mut().find(|(known, _)| *known == path) {
-                Some((_, lines)) => lines.push(notice),
-                None => by_path.push((path, vec![notice])),
+            if let Some((_, lines)) = by_path.iter_mut().find(|(known, _)| *known == path) {
+                lines.push(notice)
+            } else {
+                if by_path.len() == MOST_OPEN {
+                    if let Err(error) = self.write_whole(&by_path, now) {
+                        return (sent, Some(error));
+                    }
+                    sent = at;
+                    by_path.clear();
+                }
+                by_path.push((path, vec![notice]));
             }
         }
+        match self.write_whole(&by_path, now) {
+            Ok(()) => (notices.len(), None),
+            Err(error) => (sent, Some(error)),
+        }
+    }
+
+    /// Writes all of them or none: lanes may spread over files, and their order must hold.
+    fn write_whole(&mut self, by_path: &ByPath<'_>, now: Timestamp) -> Result<(), LogError> {
         self.close_some(by_path.len());
         let mut begun = Vec::new();
         let written = by_path.iter().try_for_each(|(path, notices)| {
@@ -276,15 +305,21 @@ impl Files {
                 Ok(())
             }
             Err(error) => {
+                let mut is_certain = true;
                 for path in begun {
-                    // A file that cannot even be cut back is opened anew, which reads its tail.
-                    if let Some(mut log) = self.open.remove(path)
-                        && log.cut_back().is_ok()
-                    {
-                        self.open.insert(path.clone(), log);
+                    if let Some(mut log) = self.open.remove(path) {
+                        match log.cut_back() {
+                            Ok(()) => drop(self.open.insert(path.clone(), log)),
+                            // Opened anew it will read its tail, to see what is there.
+                            Err(_) => is_certain = false,
+                        }
                     }
                 }
-                Err(error)
+                Err(if is_certain {
+                    error
+                } else {
+                    LogError::Uncertain(Box::new(error))
+                })
             }
         }
     }

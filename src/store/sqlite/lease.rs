@@ -205,7 +205,13 @@ impl Tables<'_> {
         }
         rows.into_iter()
             .map(|mut row| {
-                let event = raw_event(self.connection, row.event)?;
+                let mut event = raw_event(self.connection, row.event)?;
+                if let Some(first) = event.repeat_of
+                    && !self.is_told(first, due, sink)?
+                {
+                    // The first notification of this step went elsewhere: here it is news.
+                    event.repeat_of = None;
+                }
                 let high = if row.possible_repeat {
                     &row.high_then
                 } else {
@@ -226,6 +232,17 @@ impl Tables<'_> {
                  WHERE lane = ?1 AND release_at <= ?2 AND sort_key > ?3 AND NOT alone)",
             )?
             .query_row(params![lane, now, last.key.as_bytes()], |row| row.get(0))
+    }
+
+    /// Whether an event was brought to this sink by this route, or is going to be in this lane.
+    fn is_told(&self, event: i64, due: &Due, sink: i64) -> rusqlite::Result<bool> {
+        self.connection
+            .prepare_cached(
+                "SELECT EXISTS (SELECT 1 FROM outcome
+                     WHERE event = ?1 AND route = ?2 AND sink = ?3 AND result = 'sent')
+                   OR EXISTS (SELECT 1 FROM waiting WHERE lane = ?4 AND event = ?1)",
+            )?
+            .query_row(params![event, due.route, sink, due.lane], |row| row.get(0))
     }
 
     /// Whether the terminal status of the thing that `event` says to be in progress was sent.

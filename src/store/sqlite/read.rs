@@ -32,7 +32,7 @@ pub(super) struct RawEvent {
     pub(super) command_no: Option<i64>,
     pub(super) instance: Option<String>,
     pub(super) status: Option<String>,
-    repeat_of: Option<i64>,
+    pub(super) repeat_of: Option<i64>,
     conflict: bool,
     subject: Option<String>,
     body: Vec<u8>,

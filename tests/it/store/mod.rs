@@ -474,6 +474,48 @@ async fn a_step_told_again_is_a_repeat_and_another_end_is_a_conflict() {
 }
 
 #[tokio::test]
+async fn a_repeat_is_one_only_where_its_first_was_told() {
+    let store = TestStore::open();
+    let store = store.handle();
+    let to = |event: &Event, sinks: &[&str]| {
+        sinks
+            .iter()
+            .map(|sink| owed(event, sink, LaneKey::Command, 0))
+            .collect::<Vec<_>>()
+    };
+    let first = event("m-1", "i-1", "Success", 1);
+    let owed_to = to(&first, &["s"]);
+    stored(&*store, first, owed_to, 1).await;
+    let again = event("m-2", "i-1", "Success", 1);
+    let owed_to = to(&again, &["s", "elsewhere"]);
+    stored(&*store, again, owed_to, 2).await;
+    let repeats = async |sink: &str| {
+        let lanes = store.lease(sink, at(9), 9).await.unwrap().lanes;
+        let told: Vec<_> = lanes[0]
+            .waiting
+            .iter()
+            .map(|one| one.repeat_of.is_some())
+            .collect();
+        let settlements = lanes
+            .iter()
+            .map(|lane| settled(lane, &Outcome::Sent, 3))
+            .collect();
+        store.settle(settlements).await.unwrap();
+        told
+    };
+    assert_eq!(
+        repeats("s").await,
+        [false, true],
+        "it waits before it in the same lane"
+    );
+    assert_eq!(repeats("elsewhere").await, [false], "nobody told it there");
+    let third = event("m-3", "i-1", "Success", 1);
+    let owed_to = to(&third, &["s", "elsewhere"]);
+    stored(&*store, third, owed_to, 4).await;
+    assert_eq!(repeats("s").await, [true], "it was sent");
+}
+
+#[tokio::test]
 async fn a_start_below_the_watermark_knows_that_its_end_was_sent() {
     let store = TestStore::open();
     let store = store.handle();
