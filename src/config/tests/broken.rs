@@ -33,7 +33,7 @@ mod = '0640'
 name = 'r'
 to = ['aa', 'b']
 hold = '2h'
-when = { kind = 'invocaton', sttus = 'Failed' }
+when = { kind = [], sttus = 'Failed' }
 ";
     assert_eq!(said(text), SAID);
 }
@@ -140,16 +140,16 @@ error: a hold is at most an hour
 23 | hold = '2h'
    |        ^^^^
 
-error: `invocaton` is no kind: did you mean `invocation`?; the kinds are summary, invocation, alarm, eventbridge, subscribe, unsubscribe, notice, other
+error: an empty list matches nothing: leave the key out, or name something
   --> runbell.toml:24:17
    |
-24 | when = { kind = 'invocaton', sttus = 'Failed' }
-   |                 ^^^^^^^^^^^
+24 | when = { kind = [], sttus = 'Failed' }
+   |                 ^^
 
 error: there is no key `sttus` here: did you mean `status`?
-  --> runbell.toml:24:30
+  --> runbell.toml:24:21
    |
-24 | when = { kind = 'invocaton', sttus = 'Failed' }
-   |                              ^^^^^
+24 | when = { kind = [], sttus = 'Failed' }
+   |                     ^^^^^
 
 "#;
