@@ -1,6 +1,7 @@
 //! What is posted: distinct, signed notifications as Run Command sends them, made before anything is
 //! measured; and the same things as events, to fill a store with.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use axum::body::Bytes;
@@ -134,11 +135,11 @@ fn tell(life: &str, number: usize, count: usize, now: Timestamp) -> Told {
 /// An id that looks random, and is the same in every run.
 fn uuid(seed: &[&str]) -> String {
     let hash = openssl::sha::sha256(seed.join("/").as_bytes());
-    let hex: String = hash
-        .iter()
-        .take(16)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let mut hex = String::with_capacity(32);
+    for byte in hash.iter().take(16) {
+        // Writing to a text cannot fail.
+        let _ = write!(hex, "{byte:02x}");
+    }
     let part = |from, to| hex.get(from..to).unwrap_or_default();
     let parts = [
         part(0, 8),

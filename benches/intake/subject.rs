@@ -40,7 +40,7 @@ pub(crate) fn settle_in(folder: &Path, certificates: &Path, endpoint: &str) -> a
         r#"
 [server]
 listen = "127.0.0.1:0"
-tls = {{ cert = {cert:?}, key = {key:?} }}
+tls = {{ cert = '{}', key = '{}' }}
 gap_hold = "0s"
 [admin]
 listen = "off"
@@ -65,7 +65,9 @@ hold = "{HOLD_SECONDS}s"
 name = "by-instance"
 to = ["by-instance"]
 order = "instance"
-"#
+"#,
+        cert.display(),
+        key.display()
     );
     Ok(std::fs::write(folder.join(SETTINGS), text)?)
 }

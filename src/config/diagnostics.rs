@@ -4,8 +4,10 @@ use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 
-use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
+use annotate_snippets::{AnnotationKind, Level, Origin, Renderer, Snippet};
 use serde::Serialize;
+
+use super::secret::may_show;
 
 /// One thing that is wrong, or probably not meant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -14,13 +16,13 @@ pub struct Diagnostic {
     pub file: String,
     /// The line, from 1; 0 when it is about the whole file.
     pub line: usize,
-    /// The column in characters, from 1.
+    /// The column in characters, from 1; 0 when it is about the whole file.
     pub column: usize,
     /// What is wrong, and the cure.
     pub message: String,
     /// It keeps nothing from running.
     pub is_warning: bool,
-    /// The line that it is about, and where in it; not shown where a secret stands.
+    /// The line that it is about, and where in it; not shown where a secret may stand.
     #[serde(skip)]
     excerpt: Option<(String, Range<usize>)>,
 }
@@ -30,14 +32,8 @@ pub struct Diagnostic {
 pub struct Faults(Vec<Diagnostic>);
 
 impl Diagnostic {
-    /// Something about a `span` of `text`; `is_secret` keeps the line out of sight.
-    pub(super) fn at(
-        file: &Path,
-        text: &str,
-        span: Range<usize>,
-        message: String,
-        is_secret: bool,
-    ) -> Self {
+    /// Something about a `span` of `text`.
+    pub(super) fn at(file: &Path, text: &str, span: Range<usize>, message: String) -> Self {
         let before = text.get(..span.start).unwrap_or_default();
         let begins = before.rfind('\n').map_or(0, |at| at + 1);
         let line = text
@@ -54,7 +50,19 @@ impl Diagnostic {
             column: in_line.chars().count() + 1,
             message,
             is_warning: false,
-            excerpt: (!is_secret).then(|| (line.to_owned(), from..upto.max(from))),
+            excerpt: (!may_show(line)).then(|| (line.to_owned(), from..upto.max(from))),
+        }
+    }
+
+    /// Something about a file as a whole.
+    pub(super) fn of_file(file: &Path, message: String) -> Self {
+        Self {
+            file: file.display().to_string(),
+            line: 0,
+            column: 0,
+            message,
+            is_warning: false,
+            excerpt: None,
         }
     }
 
@@ -82,8 +90,12 @@ impl Diagnostic {
         };
         let title = level.primary_title(self.message.as_str());
         let Some((line, range)) = &self.excerpt else {
-            let place = format!("{}:{}:{}", self.file, self.line, self.column);
-            let report = [title.element(Level::NOTE.message(place))];
+            let place = Origin::path(self.file.as_str());
+            let place = match self.line {
+                0 => place,
+                line => place.line(line).char_column(self.column),
+            };
+            let report = [title.element(place)];
             return format!("{}\n\n", renderer.render(&report));
         };
         let snippet = Snippet::source(line.as_str())
@@ -101,14 +113,8 @@ impl Faults {
     }
 
     pub(super) fn unreadable(path: &Path, error: &std::io::Error) -> Self {
-        Self(vec![Diagnostic {
-            file: path.display().to_string(),
-            line: 0,
-            column: 0,
-            message: format!("the settings cannot be read: {error}; name them with --config"),
-            is_warning: false,
-            excerpt: None,
-        }])
+        let message = format!("the settings cannot be read: {error}; name them with --config");
+        Self(vec![Diagnostic::of_file(path, message)])
     }
 
     /// Each of them.

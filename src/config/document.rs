@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use toml::Value;
 use toml_edit::Item;
 
+use super::read::{Wrong, read};
 use super::{Config, Diagnostic, Faults};
 use crate::fault::{Fault, meant};
 
@@ -26,7 +27,7 @@ impl Document {
         let wrong = |span: Option<Range<usize>>, message: &str| {
             let message = message.trim_end().replace('\n', "; ");
             let span = span.unwrap_or(0..0);
-            Faults::new(vec![Diagnostic::at(path, text, span, message, false)])
+            Faults::new(vec![Diagnostic::at(path, text, span, message)])
         };
         let places = toml_edit::Document::parse(text.to_owned())
             .map_err(|error| wrong(error.span(), error.message()))?;
@@ -63,29 +64,46 @@ impl Document {
         }
     }
 
+    /// The names in a table, whatever they stand for.
+    pub(super) fn names(&self, name: &str) -> Vec<String> {
+        let table = self.values.get(name).and_then(Value::as_table);
+        table
+            .into_iter()
+            .flat_map(toml::Table::keys)
+            .cloned()
+            .collect()
+    }
+
     /// One section; its defaults when it is left out.
     pub(super) fn section<T: DeserializeOwned + Default>(&mut self, name: &str) -> Option<T> {
         match self.values.get(name).cloned() {
             None => Some(T::default()),
-            Some(value) => self.read(&[name], value),
+            Some(value) => self.read(&[name], &value),
         }
     }
 
-    /// The tables of an array, `[[name]]`; each with the number that leads to it.
-    pub(super) fn array<T: DeserializeOwned>(&mut self, name: &str) -> Vec<(String, Option<T>)> {
+    /// The tables of an array, `[[name]]`, at least one; each with the number that leads to it.
+    pub(super) fn array<T: DeserializeOwned>(
+        &mut self,
+        name: &str,
+        none: &str,
+    ) -> Vec<(String, Option<T>)> {
         let tables = match self.values.get(name).cloned() {
-            None => return Vec::new(),
+            None => Vec::new(),
             Some(Value::Array(tables)) => tables,
             Some(_) => {
                 self.fault(&[name], format!("write each of them as `[[{name}]]`"));
                 return Vec::new();
             }
         };
+        if tables.is_empty() {
+            self.fault(&[], none);
+        }
         let numbered = tables.into_iter().enumerate();
         numbered
             .map(|(number, table)| {
                 let number = number.to_string();
-                let read = self.read(&[name, &number], table);
+                let read = self.read(&[name, &number], &table);
                 (number, read)
             })
             .collect()
@@ -111,55 +129,28 @@ impl Document {
         found
     }
 
-    /// Reads a value. What is wrong with it is taken out and looked past, so that all of it is found
-    /// and not only the first.
-    pub(super) fn read<T: DeserializeOwned>(&mut self, at: &[&str], mut value: Value) -> Option<T> {
-        let mut taken: Vec<Vec<String>> = Vec::new();
-        loop {
-            let error = match serde_path_to_error::deserialize(value.clone()) {
-                // What is left is checked as well; that something was wrong is not forgotten.
-                Ok(read) => return Some(read),
-                Err(error) => error,
-            };
-            let mut path: Vec<String> = error.path().iter().filter_map(key).collect();
-            let message = error.inner().message().trim_end();
-            let unknown = message
-                .strip_prefix("unknown field `")
-                .and_then(|rest| rest.split_once('`'));
-            let missing = message
-                .strip_prefix("missing field `")
-                .and_then(|rest| rest.strip_suffix('`'));
-            if let Some(missing) = missing {
-                let whole = [path.as_slice(), &[missing.to_owned()]].concat();
-                if taken.contains(&whole) {
-                    // It is missing because it was wrong, and that was said.
-                    return None;
-                }
-            }
-            let is_key = unknown.is_some();
-            let message = match unknown {
-                Some((key, expected)) => {
-                    // The path may lead to the table or to the key itself.
-                    if path.last().map(String::as_str) != Some(key) {
-                        path.push(key.to_owned());
-                    }
-                    let known = expected.split('`').skip(1).step_by(2);
-                    format!("there is no key `{key}` here{}", meant(key, known))
-                }
-                None => message.replace("missing field", "missing key"),
-            };
-            let whole: Vec<&str> = at
-                .iter()
-                .copied()
-                .chain(path.iter().map(String::as_str))
-                .collect();
+    /// Reads a value that stands at `path`; `None` when too much of it is wrong to check the rest.
+    pub(super) fn read<T: DeserializeOwned>(&mut self, path: &[&str], value: &Value) -> Option<T> {
+        let (read, wrong) = read(value);
+        for Wrong {
+            path: inner,
+            message,
+            is_key,
+        } in wrong
+        {
+            let inner = inner.iter().map(String::as_str);
+            let whole: Vec<&str> = path.iter().copied().chain(inner).collect();
             let diagnostic = self.diagnostic(&whole, message, is_key);
             self.faults.push(diagnostic);
-            if !take_out(&mut value, &path) {
-                return None;
-            }
-            taken.push(path);
         }
+        read
+    }
+
+    /// Whether something is written at `path`, right or wrong.
+    pub(super) fn has(&self, path: &[&str]) -> bool {
+        path.iter()
+            .try_fold(self.places.as_item(), |item, key| item_of(item, key))
+            .is_some()
     }
 
     /// Something is wrong at `path`.
@@ -184,38 +175,31 @@ impl Document {
     }
 
     fn diagnostic(&self, path: &[&str], message: String, is_key: bool) -> Diagnostic {
-        let (span, is_secret) = self.place(path, is_key);
-        Diagnostic::at(&self.path, &self.text, span, message, is_secret)
+        if path.is_empty() {
+            return Diagnostic::of_file(&self.path, message);
+        }
+        Diagnostic::at(&self.path, &self.text, self.place(path, is_key), message)
     }
 
     /// Where `path` leads, or as far as it does: to the value, or to the key when that is what is
-    /// wrong. And whether a secret stands there.
-    fn place(&self, path: &[&str], is_key: bool) -> (Range<usize>, bool) {
+    /// wrong.
+    fn place(&self, path: &[&str], is_key: bool) -> Range<usize> {
         let mut span = 0..0;
-        let mut item = Some(self.places.as_item());
+        let mut item = self.places.as_item();
         for (at, key) in path.iter().enumerate() {
-            let is_key = is_key && at + 1 == path.len();
-            let Some(here) = item else { break };
-            item = if let Item::ArrayOfTables(tables) = here {
-                let table = key.parse().ok().and_then(|at: usize| tables.get(at));
-                span = table.and_then(toml_edit::Table::span).unwrap_or(span);
-                item_of(here, key)
-            } else {
-                let entry = here.as_table_like().and_then(|it| it.get_key_value(key));
-                if let Some((name, value)) = entry {
-                    let is_table = value.is_table() || value.is_array_of_tables();
-                    let of_value = value.span().filter(|_| !is_table && !is_key);
-                    span = of_value.or_else(|| name.span()).unwrap_or(span);
-                } else {
-                    let of_item = item_of(here, key).and_then(Item::span);
-                    span = of_item.unwrap_or(span);
-                }
-                item_of(here, key)
+            let Some(next) = item_of(item, key) else {
+                break;
             };
+            let entry = item.as_table_like().and_then(|it| it.get_key_value(key));
+            let name = entry.and_then(|(name, _)| name.span());
+            // A table is where its name stands, not all of it; a member of a list has no name.
+            let is_wide = next.is_table() || next.is_array_of_tables();
+            let by_name = name.is_some() && (is_wide || (is_key && at + 1 == path.len()));
+            let value = next.span().filter(|_| !by_name);
+            span = value.or(name).unwrap_or(span);
+            item = next;
         }
-        let is_secret = path.iter().any(|key| matches!(*key, "password" | "token"))
-            && item.is_some_and(Item::is_str);
-        (span, is_secret)
+        span
     }
 }
 
@@ -225,44 +209,5 @@ fn item_of<'i>(item: &'i Item, key: &str) -> Option<&'i Item> {
             item.get(key.parse::<usize>().ok()?)
         }
         _ => item.get(key),
-    }
-}
-
-fn key(segment: &serde_path_to_error::Segment) -> Option<String> {
-    use serde_path_to_error::Segment;
-    match segment {
-        Segment::Seq { index } => Some(index.to_string()),
-        Segment::Map { key } => Some(key.clone()),
-        Segment::Enum { .. } | Segment::Unknown => None,
-    }
-}
-
-/// Takes what lies at `path` out of a value; `false` when there is nothing to take.
-fn take_out(value: &mut Value, path: &[String]) -> bool {
-    let Some((last, before)) = path.split_last() else {
-        return false;
-    };
-    let mut place = value;
-    for key in before {
-        let next = match place {
-            Value::Table(table) => table.get_mut(key),
-            Value::Array(array) => key.parse().ok().and_then(|at: usize| array.get_mut(at)),
-            _ => None,
-        };
-        match next {
-            Some(next) => place = next,
-            None => return false,
-        }
-    }
-    match place {
-        Value::Table(table) => table.remove(last).is_some(),
-        Value::Array(array) => match last.parse::<usize>() {
-            Ok(at) if at < array.len() => {
-                array.remove(at);
-                true
-            }
-            _ => false,
-        },
-        _ => false,
     }
 }

@@ -17,6 +17,7 @@ mod check;
 pub mod diagnostics;
 mod document;
 mod file;
+mod read;
 mod secret;
 
 pub use diagnostics::{Diagnostic, Faults};

@@ -1,5 +1,10 @@
+//! Settings that are good, and each rule that makes them bad.
+
 use super::*;
 use crate::store::Engine;
+
+mod broken;
+mod examples;
 
 fn parse(text: &str) -> Result<(Config, Vec<Diagnostic>), Faults> {
     let variable = |name: &str| (name == "SET").then(|| "hunter2".to_owned());
@@ -55,99 +60,37 @@ fn few_keys_are_enough_and_the_rest_has_defaults() {
 }
 
 #[test]
-fn everything_wrong_is_said_at_once_with_its_place() {
-    let text = "
-[sever]
-[server]
-listen = 'everywhere'
-pth = '/sns'
-max_connections = 'many'
-keep_alive = '1 fortnight'
-auth = [{ user = 'a:b', password = { env = 'UNSET' } }]
-[store]
-url = 'postgres://db'
-retention = '1h'
-[[topic]]
-arn = 'arn:aws:sqs:eu-central-1:123456789012:q'
-endpoint = 'localhost:4566'
-[[topic]]
-[sink.a]
-type = 'fle'
-[sink.b]
-type = 'file'
-path = '/x/{dat}'
-mod = '0640'
-[[route]]
-name = 'r'
-to = ['aa', 'b']
-hold = '2h'
-when = { kind = 'invocaton', sttus = 'Failed' }
-";
-    let found = faults(text);
-    for expected in [
-        "2:2 there is no section `sever`: did you mean `server`?",
-        "4:10 this is no address with a port: write it like `0.0.0.0:8443` or `[::]:8443`",
-        "5:1 there is no key `pth` here: did you mean `path`?",
-        "6:19 invalid type: string \"many\", expected usize",
-        "8:17 a user has a name, without a colon",
-        "8:35 the variable `UNSET` is not set",
-        "10:7 this version keeps events in SQLite: write `sqlite:/path/to/runbell.db`",
-        "14:1 missing key `arn`",
-        "17:8 there is no sink `fle`: did you mean `file`?; there are `file`, `stdout`",
-        "21:1 there is no key `mod` here: did you mean `mode`?",
-        "24:7 there is no sink `aa`",
-        "26:29 there is no key `sttus` here: did you mean `status`?",
-    ] {
-        let place = expected.split_once(' ').unwrap();
-        assert!(
-            found.iter().any(|it| it.contains(place.1)),
-            "{expected}\nnot among\n{}",
-            found.join("\n")
-        );
-    }
-    assert!(
-        found
-            .iter()
-            .any(|it| it.starts_with("7:14 `1 fortnight` is no length of time")),
-        "{found:#?}"
-    );
-}
-
-#[test]
-fn each_fault_shows_its_line_and_a_caret_under_the_place() {
-    let faults = parse(&with("[server]\npth = '/sns'"))
-        .map(|_| ())
-        .unwrap_err();
-    let text = faults.render(false);
-    assert_eq!(
-        text,
-        "error: there is no key `pth` here: did you mean `path`?
- --> runbell.toml:2:1
-  |
-2 | pth = '/sns'
-  | ^^^
-
-"
-    );
-}
-
-#[test]
 fn a_syntax_error_is_one_fault_with_its_place() {
-    let found = faults("[server\nlisten = 1");
-    assert_eq!(found.len(), 1);
-    assert!(found[0].starts_with("1:"), "{found:?}");
+    for (text, place) in [
+        ("[server\nlisten = 1", "1:8 "),
+        ("[server]\n\npath = '/sns", "3:13 "),
+        ("[server]\npath = '/a'\npath = '/b'", "3:1 "),
+    ] {
+        let found = faults(text);
+        assert_eq!(found.len(), 1, "{text}: {found:?}");
+        assert!(found[0].starts_with(place), "{text}: {found:?}");
+    }
 }
 
 #[test]
 fn a_secret_is_nowhere_shown() {
-    let wrong = with(
-        "[admin]\ntoken = 'p4ssw0rd'\n[server]\nbehind_proxy = true\nauth = [{ user = 'u', password = 'p4ssw0rd' }]",
-    );
-    let said = parse(&wrong).map(|_| ()).unwrap_err();
-    assert_eq!(said.iter().count(), 2, "{said}");
-    for text in [said.render(false), format!("{said:?}")] {
-        assert!(!text.contains("p4ssw0rd"), "{text}");
-        assert!(text.contains("not written into the settings"), "{text}");
+    for wrong in [
+        "[admin]\ntoken = 'p4ssw0rd'",
+        "[admin]\ntoken = p4ssw0rd",
+        "[admin]\ntoken = ['p4ssw0rd']",
+        "[admin]\ntoken = { text = 'p4ssw0rd' }",
+        "[admin]\ntoken = { env = 'SET', text = 'p4ssw0rd' }",
+        "[admin]\ntokn = 'p4ssw0rd'",
+        "[server]\nbehind_proxy = true\nauth = [{ user = 'u', password = 'p4ssw0rd' }]",
+        "[server]\nbehind_proxy = true\nauth = [{ name = 'u', password = 'p4ssw0rd' }]",
+        "[store]\nurl = 'postgres://runbell:p4ssw0rd@db/runbell'",
+    ] {
+        let said = parse(&with(wrong)).map(|_| ()).unwrap_err();
+        let debug = format!("{said:?}");
+        let json = serde_json::to_string(&said.iter().collect::<Vec<_>>()).unwrap();
+        for text in [said.render(false), said.render(true), debug, json] {
+            assert!(!text.contains("p4ssw0rd"), "{text}");
+        }
     }
     let right = with("[admin]\ntoken = { env = 'SET' }");
     let (config, _) = parse(&right).unwrap();
@@ -155,55 +98,160 @@ fn a_secret_is_nowhere_shown() {
     assert!(config.admin.token.is_some());
 }
 
+/// What is written before settings that are good, and what is said about it.
+const RULES: &[(&str, &str)] = &[
+    (
+        "[server]\nauth = [{ user = 'u', password = { env = 'SET' } }]",
+        "2:8 without TLS passwords go over the wire",
+    ),
+    (
+        "[server]\ntls = { cert = 'none.crt', key = 'none.key' }",
+        "2:16 cannot read /etc/runbell/none.crt",
+    ),
+    // What is wrong with `tls` does not make `auth` wrong as well; nor a wrong token the address.
+    (
+        "[server]\ntls = { key = 'k' }\nauth = [{ user = 'u', password = { env = 'SET' } }]",
+        "2:7 missing key `cert`",
+    ),
+    (
+        "[admin]\nlisten = '0.0.0.0:9644'\ntoken = { env = 'UNSET' }",
+        "3:9 the variable `UNSET` is not set",
+    ),
+    (
+        "[server]\nbehind_proxy = true\nauth = [{ user = 'u', password = 1 }]",
+        "3:34 a secret is not written into the settings",
+    ),
+    ("[server]\npath = 'sns'", "2:8 the path begins with `/`"),
+    (
+        "[server]\npath = '/sns?a=b'",
+        "2:8 the path begins with `/`",
+    ),
+    (
+        "[server]\ntrusted_proxies = ['10.0.0.0/8', '::1', 'proxy']",
+        "2:41 write an address, or a network",
+    ),
+    ("[server]\nmax_connections = 0", "2:19 allow at least one"),
+    ("[server]\nbody_timeout = '0s'", "2:16 nothing can be done"),
+    (
+        "[server]\ngap_hold = '2h'",
+        "2:12 a hold is at most an hour",
+    ),
+    (
+        "[admin]\nlisten = '0.0.0.0:9644'",
+        "2:10 everybody who can reach",
+    ),
+    (
+        "[admin]\nlisten = '127.0.0.1:8443'",
+        "2:10 this is the address for SNS",
+    ),
+    (
+        "[store]\nretention = '1h'",
+        "2:13 events have to be kept for 1h 30m 5s",
+    ),
+    (
+        "[store]\nurl = 'postgres://db'",
+        "2:7 `postgres://` is not supported by this version: write `sqlite:",
+    ),
+    ("[store]\nurl = 'sqlite::memory:'", "2:7 this is no path"),
+    ("[store]\nurl = 'sqlite:'", "2:7 this is no path"),
+    (
+        "[log]\nfilter = 'runbell=loud'",
+        "2:10 this filter cannot be read",
+    ),
+    (
+        "[log]\nformat = 'txt'",
+        "2:10 `txt` means nothing here: did you mean `text`?",
+    ),
+    (
+        "[sink.other]\ntype = 'file'\npath = '/etc/runbell/audit.jsonl'",
+        "3:8 sink `audit` writes this file already",
+    ),
+    (
+        "[sink.other]\npath = '/a'",
+        "1:7 say what it is: `type` is one of",
+    ),
+    (
+        "[sink.other]\ntype = 1",
+        "2:8 say what it is: `type` is one of",
+    ),
+    ("[sink]\nother = 1", "2:9 write it as `[sink.other]`"),
+    (
+        "[[route]]\nname = 'all'\nto = ['audit']",
+        "10:8 another route has this name",
+    ),
+    (
+        "[[route]]\nname = ''\nto = ['audit']",
+        "2:8 a route needs a name",
+    ),
+    (
+        "[[route]]\nname = 'x'\nto = ['Audit']",
+        "3:7 there is no sink `Audit`: did you mean `audit`?",
+    ),
+    (
+        "[[topic]]\narn = 'arn:aws:sns:eu-central-1:123456789012:run-command'",
+        "4:7 this topic is there already",
+    ),
+    (
+        "[[topic]]\narn = 'arn:aws:sns:eu-central-1:123456789012:x'\nendpoint = 'http://u@h'",
+        "3:12 this is no base URL",
+    ),
+    ("topic = []", "0:0 no topic is allowed"),
+    ("topic = 1", "1:9 write each of them as `[[topic]]`"),
+];
+
 #[test]
-fn what_cannot_work_together_is_said() {
-    for (more, part) in [
-        (
-            "[server]\nauth = [{ user = 'u', password = { env = 'SET' } }]",
-            "passwords go over the wire",
-        ),
-        (
-            "[server]\ntls = { cert = 'none.crt', key = 'none.key' }",
-            "cannot read /etc/runbell/none.crt",
-        ),
-        ("[admin]\nlisten = '0.0.0.0:9644'", "set `token`"),
-        (
-            "[admin]\nlisten = '127.0.0.1:8443'\n[server]\nlisten = '127.0.0.1:8443'",
-            "give people and tools another",
-        ),
-        ("[store]\nretention = '1h'", "kept for 1h 30m 5s at least"),
-        ("[server]\npath = 'sns'", "begins with `/`"),
-        (
-            "[server]\ntrusted_proxies = ['10.0.0.0/8', 'proxy']",
-            "an address, or a network",
-        ),
-        ("[log]\nfilter = 'runbell=loud'", "cannot be read"),
-        (
-            "[sink.other]\ntype = 'file'\npath = '/etc/runbell/audit.jsonl'",
-            "writes this file already",
-        ),
-        (
-            "[[route]]\nname = 'all'\nto = ['audit']",
-            "another route has this name",
-        ),
-        (
-            "[[topic]]\narn = 'arn:aws:sns:eu-central-1:123456789012:run-command'",
-            "there already",
-        ),
-        (
-            "[[topic]]\narn = 'arn:aws:sns:eu-central-1:123456789012:x'\nendpoint = 'http://u@h'",
-            "no base URL",
-        ),
-    ] {
-        let found = faults(&with(more));
+fn each_rule_says_what_it_wants_and_where() {
+    for (more, expected) in RULES.iter().copied() {
+        let text = match more {
+            "topic = 1" | "topic = []" => with(more).replace("[[topic]]\narn", "[log]\n#"),
+            _ => with(more),
+        };
+        let found = faults(&text);
         assert_eq!(found.len(), 1, "{more}: {found:?}");
-        assert!(found[0].contains(part), "{more}: {found:?}");
+        assert!(found[0].starts_with(expected), "{more}: {found:?}");
     }
+}
+
+#[test]
+fn what_is_missing_is_about_the_whole_file() {
+    let said = parse("").map(|_| ()).unwrap_err();
+    let expected = "\
+error: no topic is allowed: add a `[[topic]]` with the `arn` of yours
+--> runbell.toml
+
+error: no route brings anything anywhere: add a `[[route]]` with a `name` and `to`
+--> runbell.toml
+
+";
+    assert_eq!(said.render(false), expected);
+    assert_eq!(said.iter().map(|it| it.line).max(), Some(0));
+}
+
+#[test]
+fn a_file_that_is_not_there_is_a_fault() {
+    let said = Config::load(Path::new("/none/runbell.toml"))
+        .map(|_| ())
+        .unwrap_err();
     assert!(
-        faults("")
-            .iter()
-            .any(|it| it.contains("no topic is allowed"))
+        said.to_string()
+            .starts_with("error: the settings cannot be read: No such file")
     );
+}
+
+#[test]
+fn paths_start_from_the_folder_of_the_settings() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("runbell.toml");
+    std::fs::write(folder.path().join("token"), "t0k").unwrap();
+    std::fs::write(
+        &path,
+        with("[admin]\ntoken = { file = 'token' }\n[store]\nurl = 'sqlite:a.db'"),
+    )
+    .unwrap();
+    let (config, _) = Config::load(&path).unwrap();
+    let Engine::Sqlite(store) = config.store.engine;
+    assert_eq!(store, folder.path().join("a.db"));
+    assert!(config.admin.token.is_some());
 }
 
 #[test]
@@ -215,113 +263,18 @@ fn what_is_probably_not_meant_is_a_warning() {
             "[[route]]\nname = 'never'\nto = ['audit']\nwhen = { status = ['Failed', '!F*'] }",
             "no event could be made",
         ),
+        (
+            "[[route]]\nname = 'far'\nto = ['audit']\nwhen = { region = 'us-*' }",
+            "nothing from any topic",
+        ),
     ] {
         let (_, warnings) = parse(&with(more)).unwrap();
         assert_eq!(warnings.len(), 1, "{more}: {warnings:?}");
         assert!(warnings[0].render(false).starts_with("warning: "), "{more}");
         assert!(warnings[0].message.contains(part), "{more}: {warnings:?}");
     }
-}
-
-const EXAMPLE: &str = include_str!("../../config/runbell.example.toml");
-const QUICKSTART: &str = include_str!("../../config/quickstart.toml");
-
-/// The example with its commented defaults in force; its examples too when `all`.
-fn uncommented(all: bool) -> String {
-    let lines = EXAMPLE.lines().map(|line| {
-        let Some(rest) = line.strip_prefix("# ") else {
-            return line.to_owned();
-        };
-        let is_key = rest
-            .split_once(" = ")
-            .is_some_and(|(key, _)| !key.contains(' '));
-        let is_example = rest.ends_with("# example");
-        if is_key && (all || !is_example) {
-            rest.to_owned()
-        } else {
-            line.to_owned()
-        }
-    });
-    lines.collect::<Vec<_>>().join("\n")
-}
-
-#[test]
-fn the_example_shows_the_defaults() {
-    let (shown, warnings) = parse(&uncommented(false)).unwrap_or_else(|faults| panic!("{faults}"));
-    let (left_out, _) = parse(EXAMPLE).unwrap_or_else(|faults| panic!("{faults}"));
-    assert_eq!(format!("{shown:#?}"), format!("{left_out:#?}"));
+    let near =
+        "[[route]]\nname = 'near'\nto = ['audit']\nwhen = { topic = 'run-*', region = 'eu-*' }";
+    let (_, warnings) = parse(&with(near)).unwrap();
     assert!(warnings.is_empty(), "{warnings:?}");
-}
-
-#[test]
-fn the_example_has_every_key() {
-    // Where a key is unknown serde names those that are known.
-    let all = uncommented(true);
-    for (section, place) in [
-        ("server", "[server]"),
-        ("server.tls", "tls = {"),
-        ("admin", "[admin]"),
-        ("store", "[store]"),
-        ("log", "[log]"),
-        ("topic", "[[topic]]"),
-        ("sink", "type = \"file\""),
-        ("route", "name = \"audit\""),
-        ("when", "when = {"),
-    ] {
-        let strange = all.replacen(
-            &format!("\n{place}"),
-            &if place.ends_with('{') {
-                format!("\n{place} zzz = 1, ")
-            } else {
-                format!("\n{place}\nzzz = 1")
-            },
-            1,
-        );
-        let value: toml::Table = toml::from_str(&strange).unwrap();
-        let known = match section {
-            "server" => known::<file::ServerFile>(&value["server"]),
-            "server.tls" => known::<file::TlsFile>(&value["server"]["tls"]),
-            "admin" => known::<file::AdminFile>(&value["admin"]),
-            "store" => known::<file::StoreFile>(&value["store"]),
-            "log" => known::<file::LogFile>(&value["log"]),
-            "topic" => known::<file::TopicFile>(&value["topic"][0]),
-            "sink" => {
-                let mut table = value["sink"]["audit"].clone();
-                table.as_table_mut().unwrap().remove("type");
-                known::<sink::file::Settings>(&table)
-            }
-            "when" => known::<crate::route::WhenSettings>(&value["route"][0]["when"]),
-            _ => known::<crate::route::Settings>(&value["route"][0]),
-        };
-        let (keys, present) = known;
-        for key in keys {
-            assert!(
-                present.contains(&key),
-                "{section}: `{key}` is not in the example"
-            );
-        }
-    }
-}
-
-/// The keys that a section knows, and those that it has.
-fn known<T: serde::de::DeserializeOwned>(section: &toml::Value) -> (Vec<String>, Vec<String>) {
-    let error = section.clone().try_into::<T>().err().unwrap().to_string();
-    let expected = error
-        .split_once("expected")
-        .unwrap_or_else(|| panic!("{error}"))
-        .1;
-    let keys = expected
-        .split('`')
-        .skip(1)
-        .step_by(2)
-        .map(str::to_owned)
-        .collect();
-    (keys, section.as_table().unwrap().keys().cloned().collect())
-}
-
-#[test]
-fn the_quickstart_is_good_but_for_its_certificate() {
-    let found = faults(QUICKSTART);
-    assert_eq!(found.len(), 1, "{found:?}");
-    assert!(found[0].contains("/etc/runbell/tls.crt"), "{found:?}");
 }

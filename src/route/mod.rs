@@ -21,7 +21,7 @@ pub use when::{Texts, When, WhenSettings};
 /// How long a delivery waits for an earlier event when nobody says.
 const USUAL_HOLD: Duration = Duration::from_secs(5);
 /// The longest hold: an alert that is an hour old is news no more.
-const LONGEST_HOLD: Duration = Duration::from_hours(1);
+pub const LONGEST_HOLD: Duration = Duration::from_hours(1);
 
 /// In which order a route's deliveries leave.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]

@@ -9,6 +9,7 @@ use wildmatch::WildMatch;
 
 use crate::event::{CommandStatus, Event, Status, detail};
 use crate::fault::{Fault, meant};
+use crate::sns::TopicArn;
 
 /// `when` as it is written.
 #[derive(Clone, Debug, Default, serde::Deserialize)]
@@ -272,6 +273,17 @@ impl When {
     #[must_use]
     pub fn takes(&self, event: &Event) -> bool {
         self.why_not(event).is_none()
+    }
+
+    /// Whether it can take events of this topic, as far as that depends on the topic.
+    #[must_use]
+    pub fn can_take_from(&self, topic: &TopicArn) -> bool {
+        self.fields.iter().all(|(field, patterns)| match field {
+            Field::Topic => patterns.take(&[topic.as_str(), topic.name()]),
+            Field::Account => patterns.take(&[topic.account()]),
+            Field::Region => patterns.take(&[topic.region()]),
+            _ => true,
+        })
     }
 
     /// The first condition that this event does not meet, in words.

@@ -20,7 +20,7 @@ use super::envelope::{Envelope, Version, shown};
 use super::{KnownCertificate, MessageType, TopicArn, TopicSettings};
 
 /// How old a message may be: the longest that SNS retries is an hour; and our clock may be wrong.
-const OLDEST: Duration = Duration::from_mins(90);
+pub const OLDEST: Duration = Duration::from_mins(90);
 /// How far in our future it may have been signed.
 const NEWEST: Duration = Duration::from_mins(5);
 

@@ -1,0 +1,182 @@
+//! Where messages come from and where notices go: topics, sinks, and the routes between them.
+
+use std::collections::HashMap;
+
+use serde::de::DeserializeOwned;
+use toml::Value;
+
+use crate::config::Surroundings;
+use crate::config::document::Document;
+use crate::config::file::TopicFile;
+use crate::fault::{Fault, meant};
+use crate::route::{self, Route};
+use crate::sink::{Configured, Kind, file, stdout};
+use crate::sns::TopicSettings;
+
+const SINKS: [&str; 2] = ["file", "stdout"];
+
+pub(super) fn topics(document: &mut Document) -> Vec<TopicSettings> {
+    let mut topics: Vec<TopicSettings> = Vec::new();
+    let files = document.array::<TopicFile>(
+        "topic",
+        "no topic is allowed: add a `[[topic]]` with the `arn` of yours",
+    );
+    for (number, file) in files {
+        let Some(file) = file else { continue };
+        let path = |key| ["topic", number.as_str(), key];
+        if let Some(endpoint) = &file.endpoint
+            && !is_base_url(endpoint)
+        {
+            document.fault(
+                &path("endpoint"),
+                "this is no base URL: it looks like `http://localhost:4566`, without user, query or \
+                 fragment",
+            );
+        }
+        let Ok(arn) = file.arn.parse() else {
+            document.fault(
+                &path("arn"),
+                "this is no topic's ARN: it looks like \
+                 `arn:aws:sns:eu-central-1:123456789012:run-command`",
+            );
+            continue;
+        };
+        if topics.iter().any(|topic| topic.arn == arn) {
+            document.fault(&path("arn"), "this topic is there already");
+        }
+        topics.push(TopicSettings {
+            arn,
+            confirm: file.confirm,
+            endpoint: file.endpoint,
+            allow_version_1: file.allow_version_1,
+        });
+    }
+    topics
+}
+
+pub(super) fn sinks(document: &mut Document, around: &Surroundings<'_>) -> Vec<Configured> {
+    let mut sinks = Vec::new();
+    let mut paths: HashMap<String, String> = HashMap::new();
+    for (name, mut table) in document.tables("sink") {
+        let at = ["sink", name.as_str()];
+        let kinds = SINKS.join("`, `");
+        let Some(Value::String(kind)) = table.remove("type") else {
+            document.fault(
+                &["sink", &name, "type"],
+                format!("say what it is: `type` is one of `{kinds}`"),
+            );
+            continue;
+        };
+        let rest = Value::Table(table);
+        let kind = match kind.as_str() {
+            "file" => sink(document, &at, &rest, |it: file::Settings| {
+                it.check(around.folder)
+            })
+            .map(Kind::File),
+            "stdout" => sink(document, &at, &rest, |it: stdout::Settings| Ok(it)).map(Kind::Stdout),
+            other => {
+                let suggestion = meant(other, SINKS);
+                document.fault(
+                    &["sink", &name, "type"],
+                    format!("no sink is of type `{other}`{suggestion}; there are `{kinds}`"),
+                );
+                None
+            }
+        };
+        if let Some(Kind::File(file)) = &kind
+            && let Some(other) = paths.insert(file.path().to_owned(), name.clone())
+        {
+            document.fault(
+                &["sink", &name, "path"],
+                format!("sink `{other}` writes this file already"),
+            );
+        }
+        // One that is wrong is there all the same: routes may name it.
+        if let Some(kind) = kind {
+            sinks.push(Configured { name, kind });
+        }
+    }
+    sinks
+}
+
+fn sink<S: DeserializeOwned, C>(
+    document: &mut Document,
+    at: &[&str],
+    table: &Value,
+    check: impl FnOnce(S) -> Result<C, Vec<Fault>>,
+) -> Option<C> {
+    let settings = document.read(at, table)?;
+    check(settings)
+        .map_err(|faults| document.faults(at, faults))
+        .ok()
+}
+
+pub(super) fn routes(
+    document: &mut Document,
+    topics: &[TopicSettings],
+    sinks: &[Configured],
+) -> Vec<Route> {
+    let mut routes: Vec<Route> = Vec::new();
+    let known = document.names("sink");
+    let files = document.array::<route::Settings>(
+        "route",
+        "no route brings anything anywhere: add a `[[route]]` with a `name` and `to`",
+    );
+    let mut named: Vec<String> = Vec::new();
+    for (number, file) in files {
+        let at = ["route", number.as_str()];
+        let Some(file) = file else { continue };
+        for (place, sink) in file.to.iter().enumerate() {
+            named.push(sink.clone());
+            if !known.contains(sink) {
+                let suggestion = meant(sink, known.iter().map(String::as_str));
+                document.fault(
+                    &["route", &number, "to", &place.to_string()],
+                    format!("there is no sink `{sink}`{suggestion}"),
+                );
+            }
+        }
+        match file.check() {
+            Ok(route) => {
+                if routes.iter().any(|other| other.name == route.name) {
+                    document.fault(
+                        &["route", &number, "name"],
+                        "another route has this name: deliveries are kept by it",
+                    );
+                }
+                if !topics.iter().any(|it| route.when.can_take_from(&it.arn)) {
+                    document.warn(
+                        &["route", &number, "when"],
+                        "this route takes nothing from any topic that is allowed",
+                    );
+                } else if route.witness().is_none() {
+                    document.warn(&at, "no event could be made that this route takes");
+                }
+                routes.push(route);
+            }
+            Err(faults) => document.faults(&at, faults),
+        }
+    }
+    for sink in sinks {
+        if !named.contains(&sink.name) {
+            document.warn(
+                &["sink", &sink.name],
+                "no route brings anything to this sink",
+            );
+        }
+    }
+    routes
+}
+
+fn is_base_url(text: &str) -> bool {
+    let rest = text
+        .strip_prefix("http://")
+        .or_else(|| text.strip_prefix("https://"));
+    rest.is_some_and(|rest| {
+        let authority = rest.split('/').next().unwrap_or_default();
+        !authority.is_empty()
+            && rest
+                .bytes()
+                .all(|it| it.is_ascii_graphic() && !b"@?#\\%".contains(&it))
+    })
+}
