@@ -24,13 +24,15 @@ use crate::sns::verify::{Freshness, freshness};
 use crate::sns::{
     self, Answer, MessageType, Refusal, TopicArn, TopicSettings, Verified, Verifier, confirm,
 };
-use crate::store::{Append, Appended, Store, StoreError, Subscription};
+use crate::store::{Append, Appended, Store, StoreError};
 use crate::wake::Wake;
 
 mod refused;
+mod subscription;
 
 use refused::Complaints;
 pub use refused::{Refused, Ring};
+pub use subscription::ConfirmError;
 
 /// How long after an intake gap the least hold applies: SNS retries what failed 20 s later.
 const GAP_LASTS: Duration = Duration::from_mins(1);
@@ -88,26 +90,6 @@ pub enum Reply {
     Forbidden,
     /// 503: not now; SNS shall try again.
     Later,
-}
-
-/// Why a subscription was not confirmed at an operator's word.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfirmError {
-    /// There is none with that number.
-    #[error("no such subscription")]
-    Unknown,
-    /// Its topic is no longer allowed.
-    #[error("its topic is not among the settings")]
-    ForeignTopic,
-    /// The token is too old, or was never good.
-    #[error("the token was refused: {0}")]
-    TokenRefused(String),
-    /// The call did not succeed.
-    #[error("the call failed: {0}")]
-    Call(String),
-    /// The store did not answer.
-    #[error("cannot look it up")]
-    Store(#[from] StoreError),
 }
 
 /// The time after a gap in which something earlier may still come.
@@ -184,28 +166,6 @@ impl Receiver {
                 Err(sentence)
             }
         })
-    }
-
-    /// Confirms a subscription that was kept for a person to decide.
-    ///
-    /// # Errors
-    /// When there is none of that number, or AWS does not take the confirmation.
-    pub async fn confirm(&self, id: i64) -> Result<(), ConfirmError> {
-        let subscriptions = self.store.subscriptions().await?;
-        let subscription = subscriptions
-            .into_iter()
-            .find(|one| one.id == id)
-            .ok_or(ConfirmError::Unknown)?;
-        let topic = self
-            .topics
-            .get(&subscription.topic)
-            .ok_or(ConfirmError::ForeignTopic)?;
-        match self.call(topic, &subscription).await {
-            Ok(()) => Ok(()),
-            Err(Unconfirmed::Token(why)) => Err(ConfirmError::TokenRefused(why)),
-            Err(Unconfirmed::Call(why)) => Err(ConfirmError::Call(why)),
-            Err(Unconfirmed::Store(error)) => Err(error.into()),
-        }
     }
 
     async fn attempt(
@@ -304,73 +264,6 @@ impl Receiver {
         }
     }
 
-    /// Confirms a subscription when the settings say so, or keeps it for a person to decide.
-    async fn answer_confirmation(
-        &self,
-        verified: &Verified,
-        now: Timestamp,
-    ) -> Result<(), Refusal> {
-        let (Some(token), MessageType::SubscriptionConfirmation) =
-            (verified.token(), verified.message_type())
-        else {
-            return Ok(());
-        };
-        let Some(topic) = self.topics.get(verified.topic().as_str()) else {
-            return Ok(());
-        };
-        let put = self
-            .store
-            .put_subscription(topic.arn.as_str(), token, now)
-            .await;
-        let subscription = put.map_err(|error| self.store_trouble(&error, now))?;
-        if subscription.confirmed_at.is_some() {
-            return Ok(());
-        }
-        if !topic.confirm {
-            tracing::warn!(
-                topic = topic.arn.as_str(),
-                subscription = subscription.id,
-                "a subscription waits for `runbell subscription confirm`"
-            );
-            return Ok(());
-        }
-        match self.call(topic, &subscription).await {
-            Ok(()) => Ok(()),
-            Err(Unconfirmed::Token(why)) => {
-                tracing::warn!(topic = topic.arn.as_str(), why, "AWS refused the token");
-                Ok(())
-            }
-            Err(Unconfirmed::Call(why)) => Err(Refusal {
-                word: "confirmation-failed",
-                sentence: format!("the subscription could not be confirmed now: {why}"),
-                answer: Answer::Later,
-                topic: None,
-            }),
-            Err(Unconfirmed::Store(error)) => Err(self.store_trouble(&error, now)),
-        }
-    }
-
-    async fn call(
-        &self,
-        topic: &TopicSettings,
-        subscription: &Subscription,
-    ) -> Result<(), Unconfirmed> {
-        match self.http.confirm(topic, &subscription.token).await {
-            confirm::Confirmation::Confirmed { subscription_arn } => {
-                tracing::info!(
-                    topic = topic.arn.as_str(),
-                    subscription_arn,
-                    "subscription confirmed"
-                );
-                let at = self.clock.now();
-                let noted = self.store.subscription_confirmed(subscription.id, at).await;
-                noted.map_err(Unconfirmed::Store)
-            }
-            confirm::Confirmation::TokenRefused(why) => Err(Unconfirmed::Token(why)),
-            confirm::Confirmation::Failed(why) => Err(Unconfirmed::Call(why)),
-        }
-    }
-
     async fn keep_certificate(&self, known: &sns::KnownCertificate) {
         if let Err(error) = self.store.put_certificate(known.clone()).await {
             let error: &dyn std::error::Error = &error;
@@ -424,13 +317,6 @@ impl Receiver {
     fn ring(&self) -> std::sync::MutexGuard<'_, Ring> {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Why a subscription is not confirmed.
-enum Unconfirmed {
-    Token(String),
-    Call(String),
-    Store(StoreError),
 }
 
 /// Hands the pieces of a verified message to the one who reads them.

@@ -1,3 +1,5 @@
+//! The rules of routes, and the truth table of the documentation.
+
 use super::*;
 use crate::event::{EnvelopeKind, Source};
 

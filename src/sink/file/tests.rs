@@ -1,3 +1,5 @@
+//! Files as a sink leaves them: whole, in order, and never twice.
+
 use std::os::unix::fs::PermissionsExt as _;
 
 use super::*;

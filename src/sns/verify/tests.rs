@@ -1,8 +1,11 @@
+//! Envelopes that the signer made, and what was then done to them.
+
 use openssl::ec::{EcGroup, EcKey};
 use openssl::nid::Nid;
 use openssl::rsa::Rsa;
 
 use super::*;
+use crate::sns::certificate::tests::hostile_urls;
 use crate::sns::signer::{Certificate, Draft, Signer};
 
 const TOPIC: &str = "arn:aws:sns:us-east-1:123456789012:run-command";
@@ -264,16 +267,50 @@ async fn a_foreign_topic_causes_no_fetch() {
 
 #[tokio::test]
 async fn the_certificate_must_lie_where_sns_keeps_it() {
-    for url in [
-        "https://sns.s3-us-east-1.amazonaws.com/SimpleNotificationService-0123456789abcdef0123456789abcdef.pem",
-        "http://sns.us-east-1.amazonaws.com/SimpleNotificationService-0123456789abcdef0123456789abcdef.pem",
-        "https://sns.us-west-2.amazonaws.com/SimpleNotificationService-0123456789abcdef0123456789abcdef.pem",
-        "https://evil.com/x.pem",
-        "",
+    let signer = signer(&Certificate::default());
+    let honest = signer.envelope(&draft("Notification", true)).unwrap();
+    // Nobody signed the URL: whoever changes it leaves the signature valid.
+    for url in hostile_urls() {
+        let mut moved = honest.clone();
+        moved.insert("SigningCertURL".to_owned(), url.as_str().into());
+        let body = serde_json::Value::Object(moved).to_string();
+        assert_eq!(judge(&signer, &body).await, "certificate-url", "{url:?}");
+    }
+    for (arn, host) in [
+        (
+            "arn:aws-cn:sns:cn-north-1:123456789012:t",
+            "sns.cn-north-1.amazonaws.com.cn",
+        ),
+        (
+            "arn:aws-us-gov:sns:us-gov-west-1:123456789012:t",
+            "sns.us-gov-west-1.amazonaws.com",
+        ),
+        (
+            "arn:aws-eusc:sns:eusc-de-east-1:123456789012:t",
+            "sns.eusc-de-east-1.amazonaws.eu",
+        ),
+        (
+            "arn:aws-iso:sns:us-iso-east-1:123456789012:t",
+            "sns.us-iso-east-1.c2s.ic.gov",
+        ),
+        (
+            "arn:aws-iso-b:sns:us-isob-east-1:123456789012:t",
+            "sns.us-isob-east-1.sc2s.sgov.gov",
+        ),
     ] {
-        let signer = Signer::new(url, &Certificate::default()).unwrap();
-        let word = judge(&signer, &body(&signer, &draft("Notification", true))).await;
-        assert_eq!(word, "certificate-url", "{url}");
+        let file = "SimpleNotificationService-0123456789abcdef0123456789abcdef.pem";
+        let certificate = Certificate {
+            name: host,
+            ..Certificate::default()
+        };
+        let signer = Signer::new(&format!("https://{host}/{file}"), &certificate).unwrap();
+        let draft = Draft {
+            topic: arn.to_owned(),
+            ..draft("Notification", false)
+        };
+        let verifier = Verifier::offline(Vec::new(), Some(signer.pem().unwrap()));
+        let word = judge_with(&verifier, &body(&signer, &draft), Headers::default()).await;
+        assert_eq!(word, "good", "{arn}");
     }
 }
 
