@@ -339,10 +339,15 @@ async fn paced(place: &Place, signed: &[Notification]) -> anyhow::Result<()> {
 
 /// The receive street on a small store and on a large one, by turns.
 async fn stored(place: &Place, signed: &[Notification], many: usize) -> anyhow::Result<()> {
-    let mut sides = Vec::new();
+    let mut filled = Vec::new();
     for count in [FEW_STORED, many] {
         let life = place.life()?;
         history::fill(life.path(), count, Timestamp::now()).await?;
+        filled.push((count, life));
+    }
+    // Only now: a connection that stays silent for as long as a fill takes would be cut.
+    let mut sides = Vec::new();
+    for (count, life) in filled {
         let child = Child::start(Role::Receive, life.path()).await?;
         let load = Load::connect(child.port).await?;
         sides.push((count, life, child, load, Vec::new()));
