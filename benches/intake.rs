@@ -141,19 +141,22 @@ async fn measure(args: &Args) -> anyhow::Result<()> {
         args.rounds,
         std::thread::available_parallelism()?
     );
+    let posted = signed
+        .get(..WARM_UP + args.notifications)
+        .context("too few")?;
     let mut rounds: [Vec<Round>; 3] = Default::default();
     for _ in 0..args.rounds {
         for (role, rounds) in [Role::Reference, Role::Receive, Role::Serve]
             .into_iter()
             .zip(&mut rounds)
         {
-            rounds.push(round(role, &place, &signed).await?);
+            rounds.push(round(role, &place, posted).await?);
         }
     }
     report(&rounds);
     paced(&place, &signed).await?;
     if args.stored > 0 {
-        stored(&place, &signed, args.stored).await?;
+        stored(&place, posted, args.stored).await?;
     }
     Ok(())
 }
@@ -195,7 +198,7 @@ impl Place {
     /// A new folder with settings in it.
     fn life(&self) -> anyhow::Result<tempfile::TempDir> {
         let life = tempfile::tempdir_in(&self.folder)?;
-        subject::settle_in(life.path(), self.folder.path(), &self.endpoint)?;
+        subject::settle_in(life.path(), &self.endpoint)?;
         Ok(life)
     }
 }
@@ -290,7 +293,7 @@ async fn paced(place: &Place, signed: &[Notification]) -> anyhow::Result<()> {
     let (ahead, rest) = signed.split_at(WARM_UP);
     load.post(ahead).await?;
     let measured = rest.get(..PACED).context("too few")?;
-    let at_most = Duration::from_secs(60);
+    let at_most = Duration::from_mins(1);
     let count = WARM_UP + PACED;
     let paths = ["by-topic.jsonl", "by-instance.jsonl"].map(|name| life.path().join(name));
     let [by_topic, by_instance] = &paths;

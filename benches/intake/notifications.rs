@@ -134,11 +134,11 @@ fn tell(life: &str, number: usize, count: usize, now: Timestamp) -> Told {
 /// An id that looks random, and is the same in every run.
 fn uuid(seed: &[&str]) -> String {
     let hash = openssl::sha::sha256(seed.join("/").as_bytes());
-    let hex: String = hash
+    let number = hash
         .iter()
         .take(16)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+        .fold(0, |number, byte| number << 8 | u128::from(*byte));
+    let hex = format!("{number:032x}");
     let part = |from, to| hex.get(from..to).unwrap_or_default();
     let parts = [
         part(0, 8),
