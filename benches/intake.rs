@@ -141,19 +141,22 @@ async fn measure(args: &Args) -> anyhow::Result<()> {
         args.rounds,
         std::thread::available_parallelism()?
     );
+    let posted = signed
+        .get(..WARM_UP + args.notifications)
+        .context("too few")?;
     let mut rounds: [Vec<Round>; 3] = Default::default();
     for _ in 0..args.rounds {
         for (role, rounds) in [Role::Reference, Role::Receive, Role::Serve]
             .into_iter()
             .zip(&mut rounds)
         {
-            rounds.push(round(role, &place, &signed).await?);
+            rounds.push(round(role, &place, posted).await?);
         }
     }
     report(&rounds);
     paced(&place, &signed).await?;
     if args.stored > 0 {
-        stored(&place, &signed, args.stored).await?;
+        stored(&place, posted, args.stored).await?;
     }
     Ok(())
 }
@@ -195,7 +198,7 @@ impl Place {
     /// A new folder with settings in it.
     fn life(&self) -> anyhow::Result<tempfile::TempDir> {
         let life = tempfile::tempdir_in(&self.folder)?;
-        subject::settle_in(life.path(), self.folder.path(), &self.endpoint)?;
+        subject::settle_in(life.path(), &self.endpoint)?;
         Ok(life)
     }
 }
@@ -339,10 +342,15 @@ async fn paced(place: &Place, signed: &[Notification]) -> anyhow::Result<()> {
 
 /// The receive street on a small store and on a large one, by turns.
 async fn stored(place: &Place, signed: &[Notification], many: usize) -> anyhow::Result<()> {
-    let mut sides = Vec::new();
+    let mut filled = Vec::new();
     for count in [FEW_STORED, many] {
         let life = place.life()?;
         history::fill(life.path(), count, Timestamp::now()).await?;
+        filled.push((count, life));
+    }
+    // Only now: a connection that stays silent for as long as a fill takes would be cut.
+    let mut sides = Vec::new();
+    for (count, life) in filled {
         let child = Child::start(Role::Receive, life.path()).await?;
         let load = Load::connect(child.port).await?;
         sides.push((count, life, child, load, Vec::new()));

@@ -135,11 +135,11 @@ fn tell(life: &str, number: usize, count: usize, now: Timestamp) -> Told {
 /// An id that looks random, and is the same in every run.
 fn uuid(seed: &[&str]) -> String {
     let hash = openssl::sha::sha256(seed.join("/").as_bytes());
-    let mut hex = String::with_capacity(32);
-    for byte in hash.iter().take(16) {
-        // Writing to a text cannot fail.
-        let _ = write!(hex, "{byte:02x}");
-    }
+    let number = hash
+        .iter()
+        .take(16)
+        .fold(0, |number, byte| number << 8 | u128::from(*byte));
+    let hex = format!("{number:032x}");
     let part = |from, to| hex.get(from..to).unwrap_or_default();
     let parts = [
         part(0, 8),

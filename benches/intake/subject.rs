@@ -33,14 +33,13 @@ pub(crate) const HOLD_SECONDS: u64 = 5;
 const SETTINGS: &str = "runbell.toml";
 
 /// Writes the settings of one life in `folder`: two files, one in the order of the topic and one in
-/// the order of each instance.
-pub(crate) fn settle_in(folder: &Path, certificates: &Path, endpoint: &str) -> anyhow::Result<()> {
-    let (cert, key) = (certificates.join("tls.crt"), certificates.join("tls.key"));
+/// the order of each instance. The listener's certificate lies one folder up.
+pub(crate) fn settle_in(folder: &Path, endpoint: &str) -> anyhow::Result<()> {
     let text = format!(
         r#"
 [server]
 listen = "127.0.0.1:0"
-tls = {{ cert = '{}', key = '{}' }}
+tls = {{ cert = "../tls.crt", key = "../tls.key" }}
 gap_hold = "0s"
 [admin]
 listen = "off"
