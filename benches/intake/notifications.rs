@@ -1,7 +1,6 @@
 //! What is posted: distinct, signed notifications as Run Command sends them, made before anything is
 //! measured; and the same things as events, to fill a store with.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 
 use axum::body::Bytes;

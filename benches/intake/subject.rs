@@ -64,9 +64,7 @@ hold = "{HOLD_SECONDS}s"
 name = "by-instance"
 to = ["by-instance"]
 order = "instance"
-"#,
-        cert.display(),
-        key.display()
+"#
     );
     Ok(std::fs::write(folder.join(SETTINGS), text)?)
 }
