@@ -214,6 +214,10 @@ impl Tables<'_> {
                 event
             ])?;
         let mut told = Told::default();
+        if entered == 1 && *step.status == Status::InProgress {
+            // The start of something contradicts nothing, and waits for nothing before it.
+            return Ok(told);
+        }
         let mut others = Vec::new();
         let mut statement = self.connection.prepare_cached(
             "SELECT status, event_time, event FROM step WHERE command_no = ?1 AND instance = ?2",

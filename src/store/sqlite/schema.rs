@@ -274,7 +274,7 @@ fn take_back_leases(connection: &mut Connection) -> rusqlite::Result<u64> {
     transaction.execute(
         "UPDATE lane SET leased = 0, high = max(coalesce(high, x''), leased_upto), due_at = (
            SELECT max(lane.not_before, min(release_at)) FROM waiting WHERE waiting.lane = lane.id)
-         WHERE leased",
+         WHERE leased AND id IN (SELECT lane FROM waiting)",
         [],
     )?;
     transaction.commit()?;

@@ -25,67 +25,54 @@ impl Tables<'_> {
             return Ok(());
         };
         let is_ours = lane.leased && lane.epoch == settlement.epoch;
+        let mut arrived: Option<&[u8]> = None;
         for settled in &settlement.results {
-            if is_ours || settled.outcome == Outcome::Sent {
-                self.record(id, &lane, settled)?;
+            if (is_ours || settled.outcome == Outcome::Sent) && self.record(id, &lane, settled)? {
+                arrived = arrived.max(Some(settled.key.as_bytes()));
             }
         }
         if !is_ours {
-            return Ok(());
+            return self.raise_watermark(id, arrived);
         }
         // A lane that had its turn goes behind those that wait for theirs.
         let had_its_turn = settlement.results.iter().map(|settled| settled.at).max();
         let not_before = settlement.not_before.or(had_its_turn).map_or(0, nanos);
+        // When it is due is computed here, from what waits: a value computed elsewhere could lose
+        // what was appended meanwhile.
         self.connection
             .prepare_cached(
-                "UPDATE lane SET leased = 0, leased_upto = NULL, not_before = ?2 WHERE id = ?1",
+                "UPDATE lane SET leased = 0, leased_upto = NULL, not_before = ?2,
+                   high = CASE WHEN ?3 IS NULL THEN high ELSE max(coalesce(high, x''), ?3) END,
+                   due_at = (SELECT max(?2, min(release_at)) FROM waiting WHERE lane = ?1)
+                 WHERE id = ?1",
             )?
-            .execute([id, not_before])?;
-        self.make_due(id)?;
-        self.connection
-            .prepare_cached(
-                "DELETE FROM lane WHERE id = ?1 AND kind = ?2
-                 AND NOT EXISTS (SELECT 1 FROM waiting WHERE lane = ?1)",
-            )?
-            .execute([id, super::append::KIND_OWN])?;
+            .execute(params![id, not_before, arrived])?;
+        if lane.kind == super::append::KIND_OWN {
+            self.connection
+                .prepare_cached(
+                    "DELETE FROM lane WHERE id = ?1
+                     AND NOT EXISTS (SELECT 1 FROM waiting WHERE lane = ?1)",
+                )?
+                .execute([id])?;
+        }
         Ok(())
     }
 
-    fn record(&mut self, id: i64, lane: &LaneRow, settled: &Settled) -> rusqlite::Result<()> {
-        let key = settled.key.as_bytes();
-        let waited = if settled.outcome.waits() {
-            let parked_until = (settled.outcome == Outcome::Parked)
-                .then_some(settled.again_at)
-                .flatten()
-                .map(nanos);
+    /// Records one result; whether the delivery arrived, or may have.
+    fn record(&mut self, id: i64, lane: &LaneRow, settled: &Settled) -> rusqlite::Result<bool> {
+        let tries = if settled.outcome.waits() {
+            self.keep_waiting(id, settled)?
+        } else {
             self.connection
                 .prepare_cached(
-                    "UPDATE waiting SET tries = tries + 1, failing_since = ?3, progress = ?4,
-                       high_then = CASE WHEN ?5 AND NOT possible_repeat
-                         THEN (SELECT high FROM lane WHERE id = ?1) ELSE high_then END,
-                       possible_repeat = possible_repeat OR ?5, alone = alone OR ?6 IS NOT NULL,
-                       release_at = coalesce(?6, release_at)
-                     WHERE lane = ?1 AND sort_key = ?2",
+                    "DELETE FROM waiting WHERE lane = ?1 AND sort_key = ?2 RETURNING tries + 1",
                 )?
-                .execute(params![
-                    id,
-                    key,
-                    settled.failing_since.map(nanos),
-                    settled.progress,
-                    settled.marks.possible_repeat,
-                    parked_until
-                ])?;
-            self.tries(id, key)?
-        } else {
-            let tries = self.tries(id, key)?;
-            self.connection
-                .prepare_cached("DELETE FROM waiting WHERE lane = ?1 AND sort_key = ?2")?
-                .execute(params![id, key])?;
-            tries
+                .query_row(params![id, settled.key.as_bytes()], |row| row.get(0))
+                .optional()?
         };
-        let Some(tries) = waited else {
+        let Some(tries) = tries else {
             // It was recorded before; a result that is kept and written again changes nothing.
-            return Ok(());
+            return Ok(false);
         };
         self.insert_outcome(settled.event.0, lane.route, lane.sink, settled)?;
         let book = self.book(lane.sink, settled.at);
@@ -94,18 +81,43 @@ impl Tables<'_> {
             Outcome::Muted => book.muted += 1,
             Outcome::Redundant => book.redundant += 1,
             Outcome::Dropped => book.dropped += 1,
-            Outcome::Dead => book.dead += 1,
-            Outcome::Retry | Outcome::Parked => {}
-        }
-        match settled.outcome {
-            Outcome::Sent => self.raise_watermark(id, key),
-            // It may have arrived: what comes below it may come too late.
-            _ if settled.outcome.waits() && settled.marks.possible_repeat => {
-                self.raise_watermark(id, key)
+            Outcome::Dead => {
+                book.dead += 1;
+                self.bury(lane, settled, tries)?;
             }
-            Outcome::Dead => self.bury(lane, settled, tries),
-            _ => Ok(()),
+            // It may have arrived: what comes below it may come too late.
+            Outcome::Retry | Outcome::Parked => return Ok(settled.marks.possible_repeat),
         }
+        Ok(settled.outcome == Outcome::Sent)
+    }
+
+    /// Notes a try of a delivery that waits on; how many there were.
+    fn keep_waiting(&self, id: i64, settled: &Settled) -> rusqlite::Result<Option<i64>> {
+        let parked_until = (settled.outcome == Outcome::Parked)
+            .then_some(settled.again_at)
+            .flatten()
+            .map(nanos);
+        self.connection
+            .prepare_cached(
+                "UPDATE waiting SET tries = tries + 1, failing_since = ?3, progress = ?4,
+                   high_then = CASE WHEN ?5 AND NOT possible_repeat
+                     THEN (SELECT high FROM lane WHERE id = ?1) ELSE high_then END,
+                   possible_repeat = possible_repeat OR ?5, alone = alone OR ?6 IS NOT NULL,
+                   release_at = coalesce(?6, release_at)
+                 WHERE lane = ?1 AND sort_key = ?2 RETURNING tries",
+            )?
+            .query_row(
+                params![
+                    id,
+                    settled.key.as_bytes(),
+                    settled.failing_since.map(nanos),
+                    settled.progress,
+                    settled.marks.possible_repeat,
+                    parked_until
+                ],
+                |row| row.get(0),
+            )
+            .optional()
     }
 
     fn lane_row(&self, id: i64) -> rusqlite::Result<Option<LaneRow>> {
@@ -124,14 +136,6 @@ impl Tables<'_> {
                     sink: row.get(6)?,
                 })
             })
-            .optional()
-    }
-
-    /// How often a delivery was tried; `None` when it does not wait.
-    fn tries(&self, lane: i64, key: &[u8]) -> rusqlite::Result<Option<i64>> {
-        self.connection
-            .prepare_cached("SELECT tries FROM waiting WHERE lane = ?1 AND sort_key = ?2")?
-            .query_row(params![lane, key], |row| row.get(0))
             .optional()
     }
 
@@ -165,10 +169,11 @@ impl Tables<'_> {
         Ok(())
     }
 
-    fn raise_watermark(&self, lane: i64, key: &[u8]) -> rusqlite::Result<()> {
+    fn raise_watermark(&self, lane: i64, to: Option<&[u8]>) -> rusqlite::Result<()> {
+        let Some(to) = to else { return Ok(()) };
         self.connection
             .prepare_cached("UPDATE lane SET high = max(coalesce(high, x''), ?2) WHERE id = ?1")?
-            .execute(params![lane, key])?;
+            .execute(params![lane, to])?;
         Ok(())
     }
 
@@ -187,7 +192,7 @@ impl Tables<'_> {
                 lane.sink,
                 settled.key.as_bytes(),
                 nanos(settled.at),
-                tries + 1,
+                tries,
                 settled.answer,
             ])?;
         Ok(())
