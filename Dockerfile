@@ -10,6 +10,7 @@ ENV CARGO_PROFILE_RELEASE_LTO=thin CARGO_PROFILE_RELEASE_STRIP=debuginfo
 
 # The dependencies by themselves: this layer is built anew only when they change. Cargo wants to see
 # every target that the manifest names.
+COPY .cargo .cargo
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir src benches \
  && touch src/lib.rs \

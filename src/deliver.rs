@@ -25,13 +25,16 @@ use crate::render::{self, Notice};
 use crate::retry::{self, History, Patience, Verdict};
 use crate::route::Routes;
 use crate::sink::Sink;
-use crate::store::{Lane, Settled, Settlement, Store, StoreError, Waiting};
+use crate::store::{Lane, Leased, Settled, Settlement, Store, StoreError, Waiting};
 use crate::wake::Wake;
 
 /// How long a worker rests when the store does not answer.
 const STORE_TROUBLE: Duration = Duration::from_secs(1);
 /// How long a worker goes without looking at the store, whatever it was told.
 const LONGEST_SLEEP: Duration = Duration::from_secs(5);
+/// How far apart looks at the store are, unless more waits than a look may bring: what comes in
+/// between shares one commit and one send. The first of a burst does not wait.
+const SHORTEST_TURN: Duration = Duration::from_millis(10);
 
 /// Delivers to one sink.
 pub struct Worker {
@@ -87,21 +90,31 @@ impl Worker {
     /// Delivers until `stop`, then finishes what is under way.
     pub async fn run(&self, stop: &CancellationToken) {
         let mut under_way = FuturesUnordered::new();
+        let mut done = Vec::new();
         let capacity = self.sink.capacity();
-        let mut look_at = Timestamp::MIN;
+        let (mut look_at, mut not_before) = (Timestamp::MIN, Timestamp::MIN);
         loop {
             let free = capacity.at_once.saturating_sub(under_way.len());
-            if free > 0 && !stop.is_cancelled() && look_at <= self.clock.now() {
-                match self.lease(free.saturating_mul(capacity.per_send)).await {
-                    Ok((loads, next_due)) => {
-                        let full = !loads.is_empty();
-                        under_way.extend(loads.into_iter().map(|load| self.carry(load)));
-                        look_at = if full {
+            let may_lease = free > 0 && !stop.is_cancelled();
+            if may_lease && look_at.max(not_before) <= self.clock.now() {
+                let limit = free.saturating_mul(capacity.per_send);
+                match self.turn(std::mem::take(&mut done), limit).await {
+                    Ok(leased) => {
+                        let now = self.clock.now();
+                        let many = leased.deliveries();
+                        look_at = if many > 0 {
                             Timestamp::MIN
                         } else {
-                            let longest = later(self.clock.now(), LONGEST_SLEEP);
-                            next_due.map_or(longest, |due| due.min(longest))
+                            let longest = later(now, LONGEST_SLEEP);
+                            leased.next_due.map_or(longest, |due| due.min(longest))
                         };
+                        not_before = if many < limit {
+                            later(now, SHORTEST_TURN)
+                        } else {
+                            Timestamp::MIN
+                        };
+                        let loads = self.loads(leased.lanes);
+                        under_way.extend(loads.into_iter().map(|load| self.carry(load)));
                     }
                     Err(error) => {
                         self.complain("cannot lease", &error);
@@ -110,15 +123,21 @@ impl Worker {
                 }
                 continue;
             }
+            if stop.is_cancelled() && !done.is_empty() {
+                self.settle(std::mem::take(&mut done)).await;
+            }
             tokio::select! {
                 biased;
                 Some(settlements) = under_way.next() => {
-                    self.settle(settlements).await;
+                    done.extend(settlements);
                     look_at = Timestamp::MIN;
                 }
-                () = stop.cancelled(), if under_way.is_empty() => return,
-                () = self.wake.wait(&self.clock, Some(look_at)),
-                    if free > 0 && !stop.is_cancelled() => look_at = Timestamp::MIN,
+                () = stop.cancelled(), if under_way.is_empty() && done.is_empty() => return,
+                () = stop.cancelled(), if !done.is_empty() => {}
+                () = async {
+                    self.wake.wait(&self.clock, Some(look_at)).await;
+                    self.clock.sleep_until(not_before).await;
+                }, if may_lease => look_at = Timestamp::MIN,
             }
         }
     }
@@ -130,33 +149,57 @@ impl Worker {
     pub async fn step(&self) -> Result<Looked, StoreError> {
         let capacity = self.sink.capacity();
         let wanted = capacity.at_once.saturating_mul(capacity.per_send);
-        let (loads, next_due) = self.lease(wanted).await?;
-        let lanes = loads.iter().map(Vec::len).sum();
-        for load in loads {
-            let settlements = self.carry(load).await;
-            self.unsettled.lock().await.extend(settlements);
+        let leased = self.turn(Vec::new(), wanted).await?;
+        let lanes = leased.lanes.len();
+        let mut done = Vec::new();
+        for load in self.loads(leased.lanes) {
+            done.extend(self.carry(load).await);
         }
+        self.unsettled.lock().await.extend(done);
         self.write_off().await?;
-        Ok(Looked { lanes, next_due })
+        Ok(Looked {
+            lanes,
+            next_due: leased.next_due,
+        })
     }
 
-    /// Leases up to `limit` deliveries, split into loads that may be carried side by side.
-    async fn lease(&self, limit: usize) -> Result<(Vec<Vec<Lane>>, Option<Timestamp>), StoreError> {
-        self.write_off().await?;
+    /// Writes down what was done and leases up to `limit` deliveries. The store is asked for both at
+    /// once, so that they may share one commit, unless something could not be written before: then
+    /// nothing more is leased until it is.
+    async fn turn(&self, done: Vec<Settlement>, limit: usize) -> Result<Leased, StoreError> {
+        if self.keep(done).await {
+            self.write_off().await?;
+        }
         // Before the store is asked: what is appended from here on rings again.
         self.wake.clear();
-        let leased = self
-            .store
-            .lease(&self.name, self.clock.now(), limit)
-            .await?;
-        let loads = if self.sink.capacity().at_once > 1 {
-            leased.lanes.into_iter().map(|lane| vec![lane]).collect()
-        } else if leased.lanes.is_empty() {
+        let lease = self.store.lease(&self.name, self.clock.now(), limit);
+        let (settled, leased) = tokio::join!(biased; self.write_off(), lease);
+        if let Err(error) = settled {
+            self.complain(
+                "cannot record what was sent; it is kept and tried again",
+                &error,
+            );
+        }
+        leased
+    }
+
+    /// Keeps what was done until it is written down; whether something was kept before.
+    async fn keep(&self, done: Vec<Settlement>) -> bool {
+        let mut unsettled = self.unsettled.lock().await;
+        let was_kept = !unsettled.is_empty();
+        unsettled.extend(done);
+        was_kept
+    }
+
+    /// Splits what was leased into loads that may be carried side by side.
+    fn loads(&self, lanes: Vec<Lane>) -> Vec<Vec<Lane>> {
+        if self.sink.capacity().at_once > 1 {
+            lanes.into_iter().map(|lane| vec![lane]).collect()
+        } else if lanes.is_empty() {
             Vec::new()
         } else {
-            vec![leased.lanes]
-        };
-        Ok((loads, leased.next_due))
+            vec![lanes]
+        }
     }
 
     /// Writes down what was done, or keeps it to be written later.

@@ -119,6 +119,14 @@ pub struct Leased {
     pub next_due: Option<Timestamp>,
 }
 
+impl Leased {
+    /// How many deliveries there are, of all lanes.
+    #[must_use]
+    pub fn deliveries(&self) -> usize {
+        self.lanes.iter().map(|lane| lane.waiting.len()).sum()
+    }
+}
+
 /// What became of a leased lane. The epoch goes back with it.
 #[derive(Clone, Debug)]
 pub struct Settlement {

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use rusqlite::{OptionalExtension as _, params};
 
 use super::read::{RawEvent, raw_event};
-use super::tables::{Tables, nanos};
+use super::tables::{Tables, earliest_release, nanos};
 use crate::delivery::{SortKey, from_nanos};
 use crate::event::Status;
 use crate::store::{Lane, LaneId, Leased, Waiting};
@@ -23,8 +23,6 @@ struct RawLane {
 
 struct RawWaiting {
     key: SortKey,
-    release_at: i64,
-    alone: bool,
     event: i64,
     tries: u32,
     failing_since: Option<i64>,
@@ -137,11 +135,11 @@ impl Tables<'_> {
     /// what was appended meanwhile.
     pub(super) fn make_due(&self, lane: i64) -> rusqlite::Result<()> {
         self.connection
-            .prepare_cached(
-                "UPDATE lane SET due_at = (
-                   SELECT max(lane.not_before, min(release_at)) FROM waiting WHERE lane = ?1)
-                 WHERE id = ?1",
-            )?
+            .prepare_cached(concat!(
+                "UPDATE lane SET due_at = max(not_before, ",
+                earliest_release!(),
+                ") WHERE id = ?1"
+            ))?
             .execute([lane])?;
         Ok(())
     }
@@ -172,8 +170,8 @@ impl Tables<'_> {
             .collect()
     }
 
-    /// What of a lane may go: everything up to the greatest key whose release has come. What goes
-    /// alone neither waits for its turn nor brings others along.
+    /// What of a lane may go. What goes alone neither waits for its turn nor brings others along;
+    /// of the rest, everything goes up to a delivery whose release has come.
     fn prefix(
         &self,
         due: &Due,
@@ -181,29 +179,31 @@ impl Tables<'_> {
         now: i64,
         limit: usize,
     ) -> rusqlite::Result<Vec<(RawWaiting, RawEvent)>> {
-        let mut rows = self
+        let mut found = self
             .connection
             .prepare_cached(
-                "SELECT sort_key, release_at, alone, event, tries, failing_since, resent,
-                   possible_repeat, progress, high_then FROM waiting
-                 WHERE lane = ?1 AND (NOT alone OR release_at <= ?2) ORDER BY sort_key LIMIT ?3",
+                "SELECT sort_key, event, tries, failing_since, resent, possible_repeat, progress,
+                   high_then FROM waiting WHERE lane = ?1 AND alone = 1 AND release_at <= ?2
+                 ORDER BY release_at LIMIT ?3",
             )?
             .query_map(params![due.lane, now, rows(limit)], raw_waiting)?
             .collect::<rusqlite::Result<Vec<_>>>()?;
-        let all_go = match rows.last() {
-            Some(last) if rows.len() == limit => self.is_released_beyond(due.lane, last, now)?,
-            _ => false,
-        };
-        if !all_go {
-            let may_go = |row: &RawWaiting| !row.alone && row.release_at <= now;
-            let upto = rows.iter().rposition(may_go).map_or(0, |last| last + 1);
-            let mut at = 0;
-            rows.retain(|row| {
-                at += 1;
-                at <= upto || row.alone
-            });
+        let in_turn = rows(limit.saturating_sub(found.len()));
+        // No more are asked for their keys than may go, however many wait.
+        let mut statement = self.connection.prepare_cached(
+            "SELECT sort_key, event, tries, failing_since, resent, possible_repeat, progress,
+               high_then FROM waiting
+             WHERE lane = ?1 AND alone = 0 AND sort_key <= (
+               SELECT max(sort_key) FROM (SELECT sort_key FROM waiting
+                 WHERE lane = ?1 AND alone = 0 AND release_at <= ?2 ORDER BY release_at LIMIT ?3))
+             ORDER BY sort_key LIMIT ?3",
+        )?;
+        for row in statement.query_map(params![due.lane, now, in_turn], raw_waiting)? {
+            found.push(row?);
         }
-        rows.into_iter()
+        found.sort_by(|one, other| one.key.cmp(&other.key));
+        found
+            .into_iter()
             .map(|mut row| {
                 let mut event = raw_event(self.connection, row.event)?;
                 if let Some(first) = event.repeat_of
@@ -223,15 +223,6 @@ impl Tables<'_> {
                 Ok((row, event))
             })
             .collect()
-    }
-
-    fn is_released_beyond(&self, lane: i64, last: &RawWaiting, now: i64) -> rusqlite::Result<bool> {
-        self.connection
-            .prepare_cached(
-                "SELECT EXISTS (SELECT 1 FROM waiting INDEXED BY waiting_release
-                 WHERE lane = ?1 AND release_at <= ?2 AND sort_key > ?3 AND NOT alone)",
-            )?
-            .query_row(params![lane, now, last.key.as_bytes()], |row| row.get(0))
     }
 
     /// Whether an event was brought to this sink by this route, or is going to be in this lane.
@@ -268,15 +259,13 @@ impl Tables<'_> {
 fn raw_waiting(row: &rusqlite::Row<'_>) -> rusqlite::Result<RawWaiting> {
     Ok(RawWaiting {
         key: SortKey::from_bytes(row.get(0)?),
-        release_at: row.get(1)?,
-        alone: row.get(2)?,
-        event: row.get(3)?,
-        tries: row.get(4)?,
-        failing_since: row.get(5)?,
-        resent: row.get(6)?,
-        possible_repeat: row.get(7)?,
-        progress: row.get(8)?,
-        high_then: row.get::<_, Option<Vec<u8>>>(9)?.map(SortKey::from_bytes),
+        event: row.get(1)?,
+        tries: row.get(2)?,
+        failing_since: row.get(3)?,
+        resent: row.get(4)?,
+        possible_repeat: row.get(5)?,
+        progress: row.get(6)?,
+        high_then: row.get::<_, Option<Vec<u8>>>(7)?.map(SortKey::from_bytes),
         terminal_sent: false,
     })
 }

@@ -7,6 +7,7 @@
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use super::faults::translate;
@@ -76,7 +77,7 @@ CREATE TABLE waiting (
   progress TEXT,
   PRIMARY KEY (lane, sort_key)
 ) WITHOUT ROWID;
-CREATE INDEX waiting_release ON waiting (lane, release_at);
+CREATE INDEX waiting_release ON waiting (lane, alone, release_at);
 CREATE TABLE outcome (
   event INTEGER NOT NULL,
   route INTEGER NOT NULL,
@@ -227,6 +228,10 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<bool, StoreError>
         .map_err(translate)?;
     transaction.commit().map_err(translate)?;
     connection.set_prepared_statement_cache_capacity(64);
+    // One plan for each statement: else SQLite plans anew for every value that is bound to a limit.
+    connection
+        .set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)
+        .map_err(translate)?;
     Ok(is_new)
 }
 

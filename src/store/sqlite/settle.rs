@@ -2,7 +2,7 @@
 
 use rusqlite::{OptionalExtension as _, params};
 
-use super::tables::{Tables, nanos};
+use super::tables::{Tables, earliest_release, nanos};
 use crate::delivery::{Marks, Outcome};
 use crate::store::{Settled, Settlement};
 
@@ -40,12 +40,13 @@ impl Tables<'_> {
         // When it is due is computed here, from what waits: a value computed elsewhere could lose
         // what was appended meanwhile.
         self.connection
-            .prepare_cached(
+            .prepare_cached(concat!(
                 "UPDATE lane SET leased = 0, leased_upto = NULL, not_before = ?2,
                    high = CASE WHEN ?3 IS NULL THEN high ELSE max(coalesce(high, x''), ?3) END,
-                   due_at = (SELECT max(?2, min(release_at)) FROM waiting WHERE lane = ?1)
-                 WHERE id = ?1",
-            )?
+                   due_at = max(?2, ",
+                earliest_release!(),
+                ") WHERE id = ?1"
+            ))?
             .execute(params![id, not_before, arrived])?;
         if lane.kind == super::append::KIND_OWN {
             self.connection

@@ -17,6 +17,17 @@ pub(super) struct Known {
     commands: HashMap<String, i64>,
 }
 
+/// When the first of what waits in the lane `?1` may go, in SQL; none when nothing waits. Two looks
+/// at the ends of an index, however much waits.
+macro_rules! earliest_release {
+    () => {
+        "(SELECT min(first) FROM (
+            SELECT min(release_at) AS first FROM waiting WHERE lane = ?1 AND alone = 0 UNION ALL
+            SELECT min(release_at) FROM waiting WHERE lane = ?1 AND alone = 1))"
+    };
+}
+pub(super) use earliest_release;
+
 /// How many commands are remembered; what is forgotten is looked up.
 const MOST_COMMANDS: usize = 4096;
 
