@@ -59,24 +59,26 @@ impl Clock {
         }
     }
 
-    /// Returns at `deadline` or soon after. A wall clock that jumps is noticed within a second, so
-    /// a step back never makes anybody oversleep by more than that.
+    /// Returns at `deadline` or soon after. A wall clock that jumps is noticed within a second; when
+    /// it is set back, this returns early, since the deadline came from a time that never was.
     pub async fn sleep_until(&self, deadline: Timestamp) {
         match &self.0 {
-            Source::System => loop {
-                let left = deadline.duration_since(self.now());
-                let Ok(left) = Duration::try_from(left) else {
-                    return;
-                };
-                if left.is_zero() {
-                    return;
+            Source::System => {
+                let mut before = self.now();
+                while before < deadline {
+                    let left = since(before, deadline).min(Duration::from_secs(1));
+                    #[expect(
+                        clippy::disallowed_methods,
+                        reason = "the one place that waits for the clock"
+                    )]
+                    tokio::time::sleep(left).await;
+                    let now = self.now();
+                    if now < before {
+                        return;
+                    }
+                    before = now;
                 }
-                #[expect(
-                    clippy::disallowed_methods,
-                    reason = "the one place that waits for the clock"
-                )]
-                tokio::time::sleep(left.min(Duration::from_secs(1))).await;
-            },
+            }
             Source::ByHand(time) => {
                 // Waiting fails only when the sender is gone, and `self` holds it.
                 let _ = time.subscribe().wait_for(|now| *now >= deadline).await;

@@ -5,8 +5,8 @@
 //! send, settle. `app` runs one for each sink, so that a bad sink never slows another. Everything
 //! may happen twice; nothing is struck off before the sink said that it has it.
 
-use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -18,15 +18,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, later, since};
 use crate::delivery::Outcome;
-use crate::event::Status;
 use crate::metrics::Metrics;
-use crate::order::{self, Candidate, Decision};
-use crate::render::{self, Notice};
-use crate::retry::{self, History, Patience, Verdict};
+use crate::render::Notice;
+use crate::retry::{self, Verdict};
 use crate::route::Routes;
 use crate::sink::Sink;
-use crate::store::{Lane, Leased, Settled, Settlement, Store, StoreError, Waiting};
+use crate::store::{Lane, Leased, Settled, Settlement, Store, StoreError};
 use crate::wake::Wake;
+
+mod load;
+
+use load::{Going, Load};
 
 /// How long a worker rests when the store does not answer.
 const STORE_TROUBLE: Duration = Duration::from_secs(1);
@@ -45,8 +47,10 @@ pub struct Worker {
     wake: Wake,
     clock: Clock,
     metrics: Arc<Metrics>,
-    /// What was done and could not be written yet; nothing more is leased before it is.
+    /// What was done and is not written yet.
     unsettled: Mutex<Vec<Settlement>>,
+    /// The sink as a whole failed at the last attempt.
+    in_trouble: AtomicBool,
 }
 
 /// What a worker needs from its surroundings.
@@ -84,47 +88,45 @@ impl Worker {
             clock: around.clock,
             metrics: around.metrics,
             unsettled: Mutex::default(),
+            in_trouble: AtomicBool::default(),
         }
     }
 
-    /// Delivers until `stop`, then finishes what is under way.
+    /// Delivers until `stop`, then finishes what is under way and writes it down.
     pub async fn run(&self, stop: &CancellationToken) {
         let mut under_way = FuturesUnordered::new();
         let mut done = Vec::new();
-        let capacity = self.sink.capacity();
         let (mut look_at, mut not_before) = (Timestamp::MIN, Timestamp::MIN);
         loop {
-            let free = capacity.at_once.saturating_sub(under_way.len());
-            let may_lease = free > 0 && !stop.is_cancelled();
-            if may_lease && look_at.max(not_before) <= self.clock.now() {
-                let limit = free.saturating_mul(capacity.per_send);
+            let now = self.clock.now();
+            // A clock that was set back must not make anybody wait for it to come round again.
+            not_before = not_before.min(later(now, STORE_TROUBLE));
+            let limit = self.room(under_way.len());
+            let may_lease = limit > 0 && !stop.is_cancelled();
+            if may_lease && look_at.max(not_before) <= now {
                 match self.turn(std::mem::take(&mut done), limit).await {
                     Ok(leased) => {
                         let now = self.clock.now();
                         let many = leased.deliveries();
-                        look_at = if many > 0 {
-                            Timestamp::MIN
+                        (look_at, not_before) = if many > 0 {
+                            (Timestamp::MIN, Timestamp::MIN)
                         } else {
                             let longest = later(now, LONGEST_SLEEP);
-                            leased.next_due.map_or(longest, |due| due.min(longest))
+                            let next = leased.next_due.map_or(longest, |due| due.min(longest));
+                            (next, later(now, SHORTEST_TURN))
                         };
-                        not_before = if many < limit {
-                            later(now, SHORTEST_TURN)
-                        } else {
-                            Timestamp::MIN
-                        };
+                        if (1..limit).contains(&many) {
+                            not_before = later(now, SHORTEST_TURN);
+                        }
                         let loads = self.loads(leased.lanes);
                         under_way.extend(loads.into_iter().map(|load| self.carry(load)));
                     }
                     Err(error) => {
                         self.complain("cannot lease", &error);
-                        look_at = later(self.clock.now(), STORE_TROUBLE);
+                        not_before = later(self.clock.now(), STORE_TROUBLE);
                     }
                 }
                 continue;
-            }
-            if stop.is_cancelled() && !done.is_empty() {
-                self.settle(std::mem::take(&mut done)).await;
             }
             tokio::select! {
                 biased;
@@ -132,13 +134,30 @@ impl Worker {
                     done.extend(settlements);
                     look_at = Timestamp::MIN;
                 }
-                () = stop.cancelled(), if under_way.is_empty() && done.is_empty() => return,
-                () = stop.cancelled(), if !done.is_empty() => {}
+                () = stop.cancelled(), if under_way.is_empty() => break,
                 () = async {
                     self.wake.wait(&self.clock, Some(look_at)).await;
                     self.clock.sleep_until(not_before).await;
                 }, if may_lease => look_at = Timestamp::MIN,
             }
+        }
+        self.keep(done).await;
+        while let Err(error) = self.write_off().await {
+            self.complain("cannot record what was sent; it is tried again", &error);
+            let again = later(self.clock.now(), STORE_TROUBLE);
+            self.clock.sleep_until(again).await;
+        }
+    }
+
+    /// How many deliveries may be leased beside so many loads under way. A sink in trouble is probed
+    /// with the oldest delivery alone.
+    fn room(&self, under_way: usize) -> usize {
+        let capacity = self.sink.capacity();
+        if self.in_trouble.load(Ordering::Relaxed) {
+            usize::from(under_way == 0)
+        } else {
+            let free = capacity.at_once.saturating_sub(under_way);
+            free.saturating_mul(capacity.per_send)
         }
     }
 
@@ -147,15 +166,13 @@ impl Worker {
     /// # Errors
     /// When the store cannot lease, or cannot be told what was done.
     pub async fn step(&self) -> Result<Looked, StoreError> {
-        let capacity = self.sink.capacity();
-        let wanted = capacity.at_once.saturating_mul(capacity.per_send);
-        let leased = self.turn(Vec::new(), wanted).await?;
+        let leased = self.turn(Vec::new(), self.room(0)).await?;
         let lanes = leased.lanes.len();
         let mut done = Vec::new();
         for load in self.loads(leased.lanes) {
             done.extend(self.carry(load).await);
         }
-        self.unsettled.lock().await.extend(done);
+        self.keep(done).await;
         self.write_off().await?;
         Ok(Looked {
             lanes,
@@ -202,17 +219,6 @@ impl Worker {
         }
     }
 
-    /// Writes down what was done, or keeps it to be written later.
-    async fn settle(&self, settlements: Vec<Settlement>) {
-        self.unsettled.lock().await.extend(settlements);
-        if let Err(error) = self.write_off().await {
-            self.complain(
-                "cannot record what was sent; it is kept and tried again",
-                &error,
-            );
-        }
-    }
-
     async fn write_off(&self) -> Result<(), StoreError> {
         let mut unsettled = self.unsettled.lock().await;
         if unsettled.is_empty() {
@@ -228,50 +234,36 @@ impl Worker {
 
     /// Sends what may go of some lanes; a lane whose head fails is left where it stands.
     async fn carry(&self, lanes: Vec<Lane>) -> Vec<Settlement> {
-        let mut load = self.decide(lanes);
+        let patience = self.sink.patience();
+        let mut load = Load::decide(lanes, &self.routes.load(), patience, self.clock.now());
         let per_send = self.sink.capacity().per_send;
-        let mut blocked = HashSet::new();
-        while !load.going.is_empty() {
-            let mut batch = Vec::with_capacity(per_send.min(load.going.len()));
-            while batch.len() < per_send
-                && let Some(going) = load.going.pop_front()
-            {
-                if !blocked.contains(&going.lane) {
-                    batch.push(going);
-                }
-            }
-            let notices: Vec<Notice> = batch.iter().map(|going| going.notice.clone()).collect();
+        loop {
+            let (batch, notices) = load.next(per_send);
             if notices.is_empty() {
                 break;
             }
-            let verdicts = self.sink.send(&notices).await;
+            let mut verdicts = self.sink.send(&notices).await;
             tracing::trace!(target: "runbell::point", "sent");
+            verdicts.resize_with(notices.len(), no_verdict);
             let now = self.clock.now();
-            let mut rest_until = None;
-            for (at, going) in batch.into_iter().enumerate() {
-                if blocked.contains(&going.lane) {
+            let mut rests_until = None;
+            for ((going, notice), verdict) in batch.iter().zip(&notices).zip(&verdicts) {
+                // After a failure the rest of its lane was not sent, unless nobody knows.
+                if load.is_blocked(going) && !verdict.may_have_arrived() {
                     continue;
                 }
-                let verdict = verdicts.get(at).cloned().unwrap_or_else(|| Verdict::Retry {
-                    why: "the sink gave no verdict".to_owned(),
-                    after: None,
-                    scope: retry::Scope::Notice,
-                    progress: None,
-                });
-                let (settled, next) = self.judge(&going, &verdict, now);
-                if settled.outcome == Outcome::Retry {
-                    blocked.insert(going.lane);
+                // One is enough to learn it from; the others were not tried for themselves.
+                if rests_until.is_some() && verdict.is_of_the_sink() {
+                    continue;
                 }
-                rest_until = rest_until.max(next.sink_rests_until);
-                if let Some(settlement) = load.settlements.get_mut(going.lane) {
-                    if settled.outcome == Outcome::Retry {
-                        settlement.not_before = next.again_at;
-                    }
-                    settlement.results.push(settled);
-                }
+                let (settled, rests) = self.judge(going, notice, verdict, now);
+                rests_until = rests_until.max(rests);
+                load.record(going, settled);
             }
-            if rest_until.is_some() {
-                if let Err(error) = self.store.rest(&self.name, rest_until).await {
+            self.in_trouble
+                .store(rests_until.is_some(), Ordering::Relaxed);
+            if rests_until.is_some() {
+                if let Err(error) = self.store.rest(&self.name, rests_until).await {
                     self.complain("cannot let the sink rest", &error);
                 }
                 break;
@@ -280,79 +272,26 @@ impl Worker {
         load.settlements
     }
 
-    /// Decides about everything that was leased, and renders what goes.
-    fn decide(&self, lanes: Vec<Lane>) -> Load {
-        let routes = self.routes.load();
-        let now = self.clock.now();
-        let mut load = Load::default();
-        for (at, lane) in lanes.into_iter().enumerate() {
-            let route = routes.route(&lane.route);
-            let mut patience = self.sink.patience();
-            if let Some(block_for) = route.and_then(|route| route.block_for) {
-                patience.block_for = Some(block_for);
-            }
-            // Of a route that is gone nobody knows: better told twice than not at all.
-            let send_redundant = route.is_none_or(|route| route.send_redundant);
-            let mut results = Vec::new();
-            for waiting in lane.waiting {
-                let candidate = candidate(&waiting);
-                // What may have gone already went in the order of that time.
-                let high = if waiting.possible_repeat {
-                    waiting.high_then.as_ref()
-                } else {
-                    lane.high.as_ref()
-                };
-                match order::decide(&candidate, high, send_redundant) {
-                    Decision::Redundant(marks) => results.push(Settled {
-                        event: waiting.event_id,
-                        key: waiting.key,
-                        outcome: Outcome::Redundant,
-                        at: now,
-                        marks,
-                        answer: None,
-                        again_at: None,
-                        failing_since: None,
-                        progress: None,
-                    }),
-                    Decision::Go(marks) => load.going.push_back(Going {
-                        lane: at,
-                        event: waiting.event_id,
-                        key: waiting.key,
-                        history: History {
-                            tries: waiting.tries,
-                            failing_since: waiting.failing_since,
-                        },
-                        patience,
-                        notice: render::notice(
-                            &lane.route,
-                            &lane.sink,
-                            waiting.event,
-                            waiting.received_at,
-                            marks,
-                        ),
-                    }),
-                }
-            }
-            load.settlements.push(Settlement {
-                lane: lane.id,
-                epoch: lane.epoch,
-                results,
-                not_before: None,
-            });
-        }
-        load
-    }
-
-    /// Turns a verdict into what is recorded, and says what happens next.
-    fn judge(&self, going: &Going, verdict: &Verdict, now: Timestamp) -> (Settled, retry::Next) {
+    /// Turns a verdict into what is recorded, and says until when the sink rests.
+    fn judge(
+        &self,
+        going: &Going,
+        notice: &Notice,
+        verdict: &Verdict,
+        now: Timestamp,
+    ) -> (Settled, Option<Timestamp>) {
         self.metrics.attempted(&self.name, verdict.word());
         let jitter = fastrand::f64();
-        let next = retry::next(verdict, going.history, &going.patience, now, jitter);
-        let mut marks = going.notice.marks.clone();
+        let mut next = retry::next(verdict, going.history, &going.patience, now, jitter);
+        if going.alone && next.outcome == Outcome::Retry && next.sink_rests_until.is_none() {
+            // It had no turn to lose, and takes none from others.
+            next.outcome = Outcome::Parked;
+        }
+        let mut marks = notice.marks.clone();
         let (answer, progress) = match verdict {
             Verdict::Sent { remote_id } => {
                 self.metrics
-                    .reached(&self.name, since(going.notice.received_at, now));
+                    .reached(&self.name, since(notice.received_at, now));
                 if let Some(by) = marks.late {
                     self.metrics.late_by(by);
                 }
@@ -368,7 +307,7 @@ impl Worker {
         if !matches!(verdict, Verdict::Sent { .. }) {
             tracing::warn!(
                 sink = &*self.name,
-                route = going.notice.route,
+                route = notice.route,
                 event = going.event.0,
                 outcome = next.outcome.word(),
                 again_at = next.again_at.map(tracing::field::display),
@@ -379,7 +318,7 @@ impl Worker {
         let settled = Settled {
             event: going.event,
             key: going.key.clone(),
-            outcome: next.outcome.clone(),
+            outcome: next.outcome,
             at: now,
             marks,
             answer,
@@ -387,7 +326,7 @@ impl Worker {
             failing_since: next.history.failing_since,
             progress,
         };
-        (settled, next)
+        (settled, next.sink_rests_until)
     }
 
     fn complain(&self, what: &str, error: &StoreError) {
@@ -396,33 +335,11 @@ impl Worker {
     }
 }
 
-/// What one round carries: settlements by lane, and what is still to be sent, in order.
-#[derive(Default)]
-struct Load {
-    settlements: Vec<Settlement>,
-    going: VecDeque<Going>,
-}
-
-/// A delivery on its way.
-struct Going {
-    /// Index of its lane's settlement.
-    lane: usize,
-    event: crate::store::EventId,
-    key: crate::delivery::SortKey,
-    history: History,
-    patience: Patience,
-    notice: Notice,
-}
-
-fn candidate(waiting: &Waiting) -> Candidate<'_> {
-    let status = waiting.event.command().map(|command| &command.status);
-    Candidate {
-        key: &waiting.key,
-        repeat: waiting.repeat_of.is_some(),
-        ended: waiting.terminal_sent,
-        in_progress: status == Some(&Status::InProgress),
-        conflict: waiting.conflict,
-        resent: waiting.resent,
-        possible_repeat: waiting.possible_repeat,
+fn no_verdict() -> Verdict {
+    Verdict::Retry {
+        why: "the sink gave no verdict".to_owned(),
+        after: None,
+        scope: retry::Scope::Notice,
+        progress: None,
     }
 }

@@ -22,6 +22,8 @@ pub struct Notice {
     pub received_at: Timestamp,
     /// What the reader has to know besides.
     pub marks: Marks,
+    /// What part of it arrived at an earlier attempt, in the sink's own words.
+    pub progress: Option<String>,
 }
 
 /// Renders what `route` owes `sink` for one event.
@@ -39,6 +41,7 @@ pub fn notice(
         event,
         received_at,
         marks,
+        progress: None,
     }
 }
 

@@ -59,6 +59,25 @@ impl Verdict {
             Self::Unknown { .. } => "unknown",
         }
     }
+
+    /// Whether the other side has it, or may have.
+    #[must_use]
+    pub const fn may_have_arrived(&self) -> bool {
+        matches!(self, Self::Sent { .. } | Self::Unknown { .. })
+    }
+
+    /// Whether it says something of the whole sink, and nothing of the notice.
+    #[must_use]
+    pub const fn is_of_the_sink(&self) -> bool {
+        matches!(
+            self,
+            Self::Broken { .. }
+                | Self::Retry {
+                    scope: Scope::Sink,
+                    ..
+                }
+        )
+    }
 }
 
 /// How far the cause of a failure reaches.

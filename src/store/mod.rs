@@ -96,6 +96,8 @@ pub struct Waiting {
     /// This lane sent the terminal status of the same command and instance; asked for only where
     /// the event is an `InProgress`.
     pub terminal_sent: bool,
+    /// It goes by itself: it was parked, or taken from the dead letters.
+    pub alone: bool,
     /// It was sent again by hand from the dead letters.
     pub resent: bool,
     /// An earlier try may have reached the sink.

@@ -9,7 +9,13 @@ use crate::delivery::{SortKey, from_nanos};
 use crate::event::Status;
 use crate::store::{Lane, LaneId, Leased, Waiting};
 
-/// What a lease found, with the events still to be read: that is not the writer's work.
+/// How many bytes of messages a lease takes at most, beyond the first.
+const LARGEST: usize = 4 << 20;
+
+/// How far the clock may go back before it counts as set back.
+const SLACK: i64 = 1_000_000_000;
+
+/// What a lease found, with the messages still to be parsed: that is not the writer's work.
 #[derive(Default)]
 pub(super) struct RawLeased {
     lanes: Vec<RawLane>,
@@ -24,6 +30,7 @@ struct RawLane {
 struct RawWaiting {
     key: SortKey,
     event: i64,
+    alone: bool,
     tries: u32,
     failing_since: Option<i64>,
     resent: bool,
@@ -38,6 +45,13 @@ struct Due {
     route: i64,
     epoch: i64,
     high: Option<SortKey>,
+    not_before: i64,
+}
+
+/// How much more a lease may take.
+struct Room {
+    deliveries: usize,
+    bytes: usize,
 }
 
 impl RawLeased {
@@ -63,6 +77,7 @@ impl RawLane {
                 repeat_of: stored.repeat_of,
                 conflict: stored.conflict,
                 terminal_sent: raw.terminal_sent,
+                alone: raw.alone,
                 resent: raw.resent,
                 possible_repeat: raw.possible_repeat,
                 high_then: raw.high_then,
@@ -86,6 +101,7 @@ impl Tables<'_> {
         now: Timestamp,
         limit: usize,
     ) -> rusqlite::Result<RawLeased> {
+        self.notice_clock_set_back(nanos(now))?;
         let sink = self.name(sink)?;
         let mut leased = RawLeased::default();
         if let Some(until) = self.rests_until(sink)?
@@ -94,9 +110,12 @@ impl Tables<'_> {
             leased.next_due = Some(until);
             return Ok(leased);
         }
-        let mut left = limit;
+        let mut room = Room {
+            deliveries: limit,
+            bytes: LARGEST,
+        };
         for due in self.due_lanes(sink, nanos(now), limit)? {
-            let waiting = self.prefix(&due, sink, nanos(now), left)?;
+            let waiting = self.prefix(&due, sink, nanos(now), &mut room)?;
             let Some((last, _)) = waiting.last() else {
                 // It was due too early; say when it really is.
                 self.make_due(due.lane)?;
@@ -108,7 +127,6 @@ impl Tables<'_> {
                        leased_at_event = (SELECT max(id) FROM event) WHERE id = ?1",
                 )?
                 .execute(params![due.lane, last.key.as_bytes()])?;
-            left = left.saturating_sub(waiting.len());
             leased.lanes.push(RawLane {
                 lane: Lane {
                     id: LaneId(due.lane),
@@ -120,7 +138,7 @@ impl Tables<'_> {
                 },
                 waiting,
             });
-            if left == 0 {
+            if room.deliveries == 0 || room.bytes == 0 {
                 break;
             }
         }
@@ -136,9 +154,9 @@ impl Tables<'_> {
     pub(super) fn make_due(&self, lane: i64) -> rusqlite::Result<()> {
         self.connection
             .prepare_cached(concat!(
-                "UPDATE lane SET due_at = max(not_before, ",
-                earliest_release!(),
-                ") WHERE id = ?1"
+                "UPDATE lane SET due_at = ",
+                earliest_release!("lane.not_before"),
+                " WHERE id = ?1"
             ))?
             .execute([lane])?;
         Ok(())
@@ -156,7 +174,7 @@ impl Tables<'_> {
     fn due_lanes(&self, sink: i64, now: i64, limit: usize) -> rusqlite::Result<Vec<Due>> {
         self.connection
             .prepare_cached(
-                "SELECT id, route, epoch, high FROM lane
+                "SELECT id, route, epoch, high, not_before FROM lane
                  WHERE sink = ?1 AND due_at <= ?2 ORDER BY due_at LIMIT ?3",
             )?
             .query_map(params![sink, now, rows(limit)], |row| {
@@ -165,6 +183,7 @@ impl Tables<'_> {
                     route: row.get(1)?,
                     epoch: row.get(2)?,
                     high: row.get::<_, Option<Vec<u8>>>(3)?.map(SortKey::from_bytes),
+                    not_before: row.get(4)?,
                 })
             })?
             .collect()
@@ -177,52 +196,90 @@ impl Tables<'_> {
         due: &Due,
         sink: i64,
         now: i64,
-        limit: usize,
+        room: &mut Room,
     ) -> rusqlite::Result<Vec<(RawWaiting, RawEvent)>> {
         let mut found = self
             .connection
             .prepare_cached(
-                "SELECT sort_key, event, tries, failing_since, resent, possible_repeat, progress,
-                   high_then FROM waiting WHERE lane = ?1 AND alone = 1 AND release_at <= ?2
-                 ORDER BY release_at LIMIT ?3",
+                "SELECT sort_key, event, alone, tries, failing_since, resent, possible_repeat,
+                   progress, high_then FROM waiting
+                 WHERE lane = ?1 AND alone = 1 AND release_at <= ?2 ORDER BY release_at LIMIT ?3",
             )?
-            .query_map(params![due.lane, now, rows(limit)], raw_waiting)?
+            .query_map(params![due.lane, now, rows(room.deliveries)], raw_waiting)?
             .collect::<rusqlite::Result<Vec<_>>>()?;
-        let in_turn = rows(limit.saturating_sub(found.len()));
-        // No more are asked for their keys than may go, however many wait.
-        let mut statement = self.connection.prepare_cached(
-            "SELECT sort_key, event, tries, failing_since, resent, possible_repeat, progress,
-               high_then FROM waiting
-             WHERE lane = ?1 AND alone = 0 AND sort_key <= (
-               SELECT max(sort_key) FROM (SELECT sort_key FROM waiting
-                 WHERE lane = ?1 AND alone = 0 AND release_at <= ?2 ORDER BY release_at LIMIT ?3))
-             ORDER BY sort_key LIMIT ?3",
-        )?;
-        for row in statement.query_map(params![due.lane, now, in_turn], raw_waiting)? {
-            found.push(row?);
+        if due.not_before <= now {
+            let in_turn = rows(room.deliveries.saturating_sub(found.len()));
+            // No more are asked for their keys than may go, however many wait.
+            let mut statement = self.connection.prepare_cached(
+                "SELECT sort_key, event, alone, tries, failing_since, resent, possible_repeat,
+                   progress, high_then FROM waiting
+                 WHERE lane = ?1 AND alone = 0 AND sort_key <= (
+                   SELECT max(sort_key) FROM (SELECT sort_key FROM waiting
+                     WHERE lane = ?1 AND alone = 0 AND release_at <= ?2
+                     ORDER BY release_at LIMIT ?3))
+                 ORDER BY sort_key LIMIT ?3",
+            )?;
+            for row in statement.query_map(params![due.lane, now, in_turn], raw_waiting)? {
+                found.push(row?);
+            }
+            found.sort_by(|one, other| one.key.cmp(&other.key));
         }
-        found.sort_by(|one, other| one.key.cmp(&other.key));
-        found
-            .into_iter()
-            .map(|mut row| {
-                let mut event = raw_event(self.connection, row.event)?;
-                if let Some(first) = event.repeat_of
-                    && !self.is_told(first, due, sink)?
-                {
-                    // The first notification of this step went elsewhere: here it is news.
-                    event.repeat_of = None;
-                }
-                let high = if row.possible_repeat {
-                    &row.high_then
-                } else {
-                    &due.high
-                };
-                if high.as_ref().is_some_and(|high| row.key < *high) {
-                    row.terminal_sent = self.is_ended(&event, due.route, sink)?;
-                }
-                Ok((row, event))
-            })
-            .collect()
+        let mut taken = Vec::with_capacity(found.len());
+        for row in found {
+            if room.bytes == 0 {
+                break;
+            }
+            let (row, event) = self.with_event(row, due, sink)?;
+            room.bytes = room.bytes.saturating_sub(event.bytes());
+            room.deliveries = room.deliveries.saturating_sub(1);
+            taken.push((row, event));
+        }
+        Ok(taken)
+    }
+
+    /// A delivery with its event, and what is known of others that told the same.
+    fn with_event(
+        &self,
+        mut row: RawWaiting,
+        due: &Due,
+        sink: i64,
+    ) -> rusqlite::Result<(RawWaiting, RawEvent)> {
+        let mut event = raw_event(self.connection, row.event)?;
+        if let Some(first) = event.repeat_of
+            && !self.is_told(first, due, sink)?
+        {
+            // The first notification of this step went elsewhere: here it is news.
+            event.repeat_of = None;
+        }
+        let high = if row.possible_repeat {
+            &row.high_then
+        } else {
+            &due.high
+        };
+        if high.as_ref().is_some_and(|high| row.key < *high) {
+            row.terminal_sent = self.is_ended(&event, due.route, sink)?;
+        }
+        Ok((row, event))
+    }
+
+    /// When the clock was set back, moves what was written by it along: else everything would wait
+    /// until it comes round again.
+    fn notice_clock_set_back(&mut self, now: i64) -> rusqlite::Result<()> {
+        let back = self.known.latest.saturating_sub(now);
+        if back > SLACK {
+            tracing::warn!(seconds = back / 1_000_000_000, "the clock was set back");
+            for table in [
+                "UPDATE waiting SET release_at = release_at - ?1",
+                "UPDATE lane SET not_before = not_before - ?1, due_at = due_at - ?1",
+                "UPDATE sink SET paused_until = paused_until - ?1",
+            ] {
+                self.connection.prepare_cached(table)?.execute([back])?;
+            }
+        } else if back > 0 {
+            return Ok(());
+        }
+        self.known.latest = now;
+        Ok(())
     }
 
     /// Whether an event was brought to this sink by this route, or is going to be in this lane.
@@ -260,12 +317,13 @@ fn raw_waiting(row: &rusqlite::Row<'_>) -> rusqlite::Result<RawWaiting> {
     Ok(RawWaiting {
         key: SortKey::from_bytes(row.get(0)?),
         event: row.get(1)?,
-        tries: row.get(2)?,
-        failing_since: row.get(3)?,
-        resent: row.get(4)?,
-        possible_repeat: row.get(5)?,
-        progress: row.get(6)?,
-        high_then: row.get::<_, Option<Vec<u8>>>(7)?.map(SortKey::from_bytes),
+        alone: row.get(2)?,
+        tries: row.get(3)?,
+        failing_since: row.get(4)?,
+        resent: row.get(5)?,
+        possible_repeat: row.get(6)?,
+        progress: row.get(7)?,
+        high_then: row.get::<_, Option<Vec<u8>>>(8)?.map(SortKey::from_bytes),
         terminal_sent: false,
     })
 }

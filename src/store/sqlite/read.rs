@@ -57,6 +57,11 @@ impl RawEvent {
         })
     }
 
+    /// How much there is to parse, in bytes.
+    pub(super) const fn bytes(&self) -> usize {
+        self.body.len()
+    }
+
     /// Reads the event from what was signed: the one truth about it.
     pub(super) fn read(self) -> StoredEvent {
         let arn = self.topic.parse::<TopicArn>().ok();

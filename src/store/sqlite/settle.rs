@@ -43,9 +43,9 @@ impl Tables<'_> {
             .prepare_cached(concat!(
                 "UPDATE lane SET leased = 0, leased_upto = NULL, not_before = ?2,
                    high = CASE WHEN ?3 IS NULL THEN high ELSE max(coalesce(high, x''), ?3) END,
-                   due_at = max(?2, ",
-                earliest_release!(),
-                ") WHERE id = ?1"
+                   due_at = ",
+                earliest_release!("?2"),
+                " WHERE id = ?1"
             ))?
             .execute(params![id, not_before, arrived])?;
         if lane.kind == super::append::KIND_OWN {
@@ -100,7 +100,7 @@ impl Tables<'_> {
             .map(nanos);
         self.connection
             .prepare_cached(
-                "UPDATE waiting SET tries = tries + 1, failing_since = ?3, progress = ?4,
+                "UPDATE waiting SET tries = tries + 1, failing_since = ?3, progress = coalesce(?4, progress),
                    high_then = CASE WHEN ?5 AND NOT possible_repeat
                      THEN (SELECT high FROM lane WHERE id = ?1) ELSE high_then END,
                    possible_repeat = possible_repeat OR ?5, alone = alone OR ?6 IS NOT NULL,

@@ -15,18 +15,34 @@ pub(super) struct Known {
     names: HashMap<Arc<str>, i64>,
     texts: HashMap<i64, Arc<str>>,
     commands: HashMap<String, i64>,
+    /// The latest time that a lease was asked at.
+    pub(super) latest: i64,
 }
 
-/// When the first of what waits in the lane `?1` may go, in SQL; none when nothing waits. Two looks
-/// at the ends of an index, however much waits.
+/// When the first of what waits in the lane `?1` may go, in SQL; none when nothing waits. What goes
+/// alone does not heed the lane's own `not_before`. Two looks at the ends of an index, however much
+/// waits.
 macro_rules! earliest_release {
-    () => {
-        "(SELECT min(first) FROM (
-            SELECT min(release_at) AS first FROM waiting WHERE lane = ?1 AND alone = 0 UNION ALL
-            SELECT min(release_at) FROM waiting WHERE lane = ?1 AND alone = 1))"
+    ($not_before:literal) => {
+        concat!(
+            "(SELECT min(first) FROM (SELECT max(",
+            $not_before,
+            ", min(release_at)) AS first FROM waiting WHERE lane = ?1 AND alone = 0
+              UNION ALL SELECT min(release_at) FROM waiting WHERE lane = ?1 AND alone = 1))"
+        )
     };
 }
 pub(super) use earliest_release;
+
+impl Known {
+    /// Nothing but the time.
+    pub(super) fn at(latest: i64) -> Self {
+        Self {
+            latest,
+            ..Self::default()
+        }
+    }
+}
 
 /// How many commands are remembered; what is forgotten is looked up.
 const MOST_COMMANDS: usize = 4096;
@@ -34,7 +50,7 @@ const MOST_COMMANDS: usize = 4096;
 /// The tables within one transaction.
 pub(super) struct Tables<'t> {
     pub(super) connection: &'t Connection,
-    known: &'t mut Known,
+    pub(super) known: &'t mut Known,
     tally: HashMap<(i64, i64), Change>,
 }
 

@@ -56,9 +56,6 @@ impl Tables<'_> {
                 // It waits for that sink already.
                 continue;
             }
-            self.connection
-                .prepare_cached("UPDATE lane SET not_before = 0 WHERE id = ?1 AND NOT leased")?
-                .execute([lane])?;
             if !self.is_leased(lane)? {
                 self.make_due(lane)?;
             }

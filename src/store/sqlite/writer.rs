@@ -128,6 +128,7 @@ impl Writer {
         if jobs.is_empty() {
             return Ok(());
         }
+        let latest = self.known.latest;
         match self.attempt(&mut jobs) {
             Ok(()) => {
                 tracing::trace!(target: "runbell::point", "committed");
@@ -138,7 +139,7 @@ impl Writer {
             }
             Err(error) => {
                 // What the transaction taught is no longer so.
-                self.known = Known::default();
+                self.known = Known::at(latest);
                 Err(Failed { jobs, error })
             }
         }
