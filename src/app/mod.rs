@@ -3,11 +3,13 @@
 //!
 //! `cli` calls it to serve, the demo and the tests to serve on port 0. Only here tasks are started
 //! and the clock is made. It stops by first saying that it is not ready, then closing the doors,
-//! then letting the workers finish what is under way; all within a deadline. A part that dies stops
-//! the whole.
+//! then letting the workers finish what is under way; all within one deadline. A part that dies
+//! stops the whole.
 
+use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::net::{TcpListener, UnixListener};
@@ -37,6 +39,10 @@ mod upkeep;
 
 pub use listeners::Listeners;
 use tasks::Tasks;
+use upkeep::Reload;
+
+/// How much longer than the drain the end of everything may take.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// Why it cannot start, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -85,7 +91,7 @@ pub struct App {
     config: Config,
     clock: Clock,
     store: Arc<dyn Store>,
-    writer: std::thread::JoinHandle<()>,
+    writer: WriterThread,
     metrics: Arc<Metrics>,
     readiness: Readiness,
     routes: Arc<ArcSwap<Routes>>,
@@ -150,10 +156,7 @@ impl App {
             http: confirm::Http::new(client),
             store: Arc::clone(&store),
             routes: Arc::clone(&routes),
-            wakes: sinks
-                .iter()
-                .map(|(name, _, wake)| (name.clone(), wake.clone()))
-                .collect(),
+            wakes: wakes(&sinks),
             clock: clock.clone(),
             metrics: Arc::clone(&metrics),
             readiness: readiness.clone(),
@@ -188,56 +191,21 @@ impl App {
     /// # Errors
     /// When a part ends by itself.
     pub async fn run(self, listeners: Listeners, signals: Signals) -> Result<(), AppError> {
-        let drain = self.config.server.drain;
-        let (doors, workers, windows) = (
-            CancellationToken::new(),
-            CancellationToken::new(),
-            CancellationToken::new(),
-        );
-        let mut hook = Tasks::default();
-        let mut work = Tasks::default();
-        let mut rest = Tasks::default();
-        let door = match &self.tls {
-            Some(tls) => {
-                self.metrics.certificate_expires(tls.expires());
-                Door::Tls(listeners.hook, Arc::clone(tls))
-            }
-            None => Door::Plain(listeners.hook),
-        };
-        let receiver = Arc::clone(&self.receiver);
-        let router = hook::router(
-            &self.config.server.hook,
-            Arc::clone(&self.metrics),
-            move |post| {
-                let receiver = Arc::clone(&receiver);
-                async move {
-                    receiver
-                        .receive(&post.body, post.headers(), post.client)
-                        .await
-                }
-            },
-        );
-        let limits = self.config.server.hook.limits(drain);
-        let metrics = Arc::clone(&self.metrics);
-        hook.spawn("the listener for SNS", {
-            let doors = doors.clone();
-            serve("hook", door, router, limits, metrics, doors)
-        });
+        let (mut hook, mut work, mut rest) = (Tasks::default(), Tasks::default(), Tasks::default());
+        self.open_door(&mut hook, listeners.hook);
         for (name, sink, wake) in &self.sinks {
             let worker = Worker::new(name, Arc::clone(sink), wake.clone(), self.surroundings());
-            let stop = workers.clone();
+            let stop = work.stop();
             work.spawn(format!("the worker of sink {name}"), async move {
                 worker.run(&stop).await;
             });
         }
-        self.open_windows(
-            &mut rest,
-            &signals,
-            (listeners.admin, listeners.socket),
-            &windows,
-        );
-        rest.spawn("the upkeep", self.upkeep(windows.clone()));
-        rest.spawn("the reload", self.reloads(&signals, windows.clone()));
+        let reload = Arc::new(self.reload(&signals));
+        let windows = (listeners.admin, listeners.socket);
+        self.open_windows(&mut rest, Arc::clone(&reload), windows);
+        rest.spawn("the upkeep", self.upkeep(rest.stop()));
+        let reloads = Self::reloads(&signals, reload, rest.stop());
+        rest.spawn("the reload", reloads);
         tracing::info!("ready");
 
         let outcome = tokio::select! {
@@ -245,58 +213,96 @@ impl App {
             died = hook.any_ends() => Err(AppError::Died(died)),
             died = work.any_ends() => Err(AppError::Died(died)),
             died = rest.any_ends() => Err(AppError::Died(died)),
+            () = self.writer.ended.cancelled() => {
+                Err(AppError::Died("the writer of the store".to_owned()))
+            }
         };
         self.readiness.unready("shutdown", "it is being stopped");
         tracing::info!("stopping");
-        doors.cancel();
-        hook.finish().await;
-        workers.cancel();
-        let deadline = later(self.clock.now(), drain);
-        tokio::select! {
-            () = work.finish() => {}
-            () = self.clock.sleep_until(deadline) => {
-                tracing::warn!("deliveries were still under way at the deadline; they go out again at the next start, marked");
-            }
+        self.stop(hook, work, rest).await;
+        tracing::info!("stopped");
+        outcome
+    }
+
+    /// Ends what runs, in order, all by one deadline.
+    async fn stop(self, hook: Tasks, work: Tasks, rest: Tasks) {
+        let clock = self.clock;
+        let deadline = later(clock.now(), self.config.server.drain);
+        if !hook.end(&clock, deadline).await {
+            tracing::warn!("requests were still under way at the deadline; SNS sends them again");
         }
-        windows.cancel();
-        rest.finish().await;
-        work.abort().await;
-        let (clock, writer) = (self.clock.clone(), self.writer);
+        if !work.end(&clock, deadline).await {
+            tracing::warn!(
+                "deliveries were still under way at the deadline; they go out again at the next start, marked"
+            );
+        }
+        // What follows only lets go, and writes down what was done.
+        let at_last = later(deadline.max(clock.now()), GRACE);
+        if !rest.end(&clock, at_last).await {
+            tracing::warn!("the upkeep did not end in time");
+        }
         drop((self.store, self.receiver, self.sinks));
         // The last handle is gone, so the writer commits what it still has, and ends.
-        let deadline = later(clock.now(), drain);
         tokio::select! {
-            ended = tokio::task::spawn_blocking(move || writer.join()) => {
-                if !matches!(ended, Ok(Ok(()))) {
+            () = self.writer.ended.cancelled() => {
+                if self.writer.thread.join().is_err() {
                     tracing::error!("the writer of the store did not end in order");
                 }
             }
-            () = clock.sleep_until(deadline) => {
+            () = clock.sleep_until(at_last) => {
                 tracing::error!("the writer of the store did not end in time");
             }
         }
-        tracing::info!("stopped");
-        outcome
+    }
+
+    /// Opens the door that SNS knocks at.
+    fn open_door(&self, tasks: &mut Tasks, listener: TcpListener) {
+        let door = match &self.tls {
+            Some(tls) => {
+                self.metrics.certificate_expires(tls.expires());
+                Door::Tls(listener, Arc::clone(tls))
+            }
+            None => Door::Plain(listener),
+        };
+        let receiver = Arc::clone(&self.receiver);
+        let settings = &self.config.server.hook;
+        let router = hook::router(settings, Arc::clone(&self.metrics), move |post| {
+            let receiver = Arc::clone(&receiver);
+            async move {
+                receiver
+                    .receive(&post.body, post.headers(), post.client)
+                    .await
+            }
+        });
+        let limits = settings.limits(self.config.server.drain);
+        let (metrics, stop) = (Arc::clone(&self.metrics), tasks.stop());
+        tasks.spawn(
+            "the listener for SNS",
+            serve("hook", door, router, limits, metrics, stop),
+        );
     }
 
     /// Opens the admin door, as many as there are.
     fn open_windows(
         &self,
         tasks: &mut Tasks,
-        signals: &Signals,
+        reload: Arc<Reload>,
         (tcp, unix): (Option<TcpListener>, Option<UnixListener>),
-        stop: &CancellationToken,
     ) {
-        let router = admin::router(&self.config.admin, self.admin_parts(signals));
+        let router = admin::router(&self.config.admin, self.admin_parts(reload));
         let doors = [tcp.map(Door::Plain), unix.map(Door::Unix)];
         for door in doors.into_iter().flatten() {
             let limits = admin::limits(self.config.server.drain);
-            let (metrics, stop) = (Arc::clone(&self.metrics), stop.clone());
+            let (metrics, stop) = (Arc::clone(&self.metrics), tasks.stop());
             tasks.spawn(
                 "the admin listener",
                 serve("admin", door, router.clone(), limits, metrics, stop),
             );
         }
+    }
+
+    fn wakes(&self) -> HashMap<String, Wake> {
+        wakes(&self.sinks)
     }
 
     fn surroundings(&self) -> Surroundings {
@@ -309,15 +315,30 @@ impl App {
     }
 }
 
-type Parted = (Arc<dyn Store>, std::thread::JoinHandle<()>, Opened);
+fn wakes(sinks: &[(String, Arc<dyn Sink>, Wake)]) -> HashMap<String, Wake> {
+    let each = sinks.iter();
+    each.map(|(name, _, wake)| (name.clone(), wake.clone()))
+        .collect()
+}
+
+/// The thread that writes, and a sign that it has ended, in whatever way.
+struct WriterThread {
+    thread: std::thread::JoinHandle<()>,
+    ended: CancellationToken,
+}
 
 /// Opens the store, with its writer on a thread of its own.
-fn open(settings: &store::Settings) -> Result<Parted, AppError> {
+fn open(settings: &store::Settings) -> Result<(Arc<dyn Store>, WriterThread, Opened), AppError> {
     let store::Engine::Sqlite(path) = &settings.engine;
     let (store, writer, opened) = Sqlite::open(path)?;
+    let ended = CancellationToken::new();
+    let sign = ended.clone().drop_guard();
     let thread = std::thread::Builder::new()
         .name("store".to_owned())
-        .spawn(move || writer.run())
+        .spawn(move || {
+            let _sign = sign;
+            writer.run();
+        })
         .map_err(AppError::Thread)?;
-    Ok((Arc::new(store), thread, opened))
+    Ok((Arc::new(store), WriterThread { thread, ended }, opened))
 }

@@ -3,11 +3,16 @@
 use std::collections::HashMap;
 use std::future::Future;
 
+use jiff::Timestamp;
 use tokio::task::{Id, JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
 
-/// A set of named tasks; dropping it ends them.
+use crate::clock::Clock;
+
+/// A set of named tasks that end together; dropping it ends them at once.
 #[derive(Default)]
 pub(super) struct Tasks {
+    stop: CancellationToken,
     set: JoinSet<()>,
     names: HashMap<Id, String>,
 }
@@ -30,18 +35,28 @@ impl Tasks {
         }
     }
 
-    /// Waits until all of them have ended.
-    pub(super) async fn finish(&mut self) {
+    /// What tells them to end.
+    pub(super) fn stop(&self) -> CancellationToken {
+        self.stop.clone()
+    }
+
+    /// Tells them to end, and ends those that have not by the deadline; whether all had.
+    pub(super) async fn end(mut self, clock: &Clock, deadline: Timestamp) -> bool {
+        self.stop.cancel();
+        let in_time = tokio::select! {
+            () = self.finish() => true,
+            () = clock.sleep_until(deadline) => false,
+        };
+        self.set.shutdown().await;
+        in_time
+    }
+
+    async fn finish(&mut self) {
         while let Some(ended) = self.set.join_next_with_id().await {
             if ended.is_err() {
                 tracing::error!("{} ended by a panic", self.name(&ended));
             }
         }
-    }
-
-    /// Ends all of them, and waits until they are gone.
-    pub(super) async fn abort(mut self) {
-        self.set.shutdown().await;
     }
 
     fn name(&self, ended: &Result<(Id, ()), JoinError>) -> String {

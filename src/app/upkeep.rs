@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures_util::FutureExt as _;
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::{App, Signals};
@@ -23,6 +24,9 @@ use crate::web::tls::Tls;
 
 /// How often lanes are looked after, old events forgotten and the certificate's files looked at.
 const EVERY: Duration = Duration::from_secs(5);
+
+/// How many steps of forgetting there are in a row, so that the rest has its turn.
+const STEPS: usize = 200;
 
 impl App {
     /// Repairs what a fault left behind, forgets what is old, and notices when what was missing is
@@ -51,18 +55,18 @@ impl App {
                 {
                     renew(tls, &metrics);
                 }
-                look_after(store.as_ref(), &clock, &metrics, &readiness, keep).await;
+                look_after(store.as_ref(), &clock, &metrics, &readiness, keep, &stop).await;
             }
         }
     }
 
     /// Reloads whenever it is asked for, until `stop`.
     pub(super) fn reloads(
-        &self,
         signals: &Signals,
+        reload: Arc<Reload>,
         stop: CancellationToken,
-    ) -> impl Future<Output = ()> + Send + 'static {
-        let (asked, reload) = (Arc::clone(&signals.reload), self.reload(signals));
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let asked = Arc::clone(&signals.reload);
         async move {
             loop {
                 tokio::select! {
@@ -77,12 +81,12 @@ impl App {
     }
 
     /// What the admin door looks at and acts on.
-    pub(super) fn admin_parts(&self, signals: &Signals) -> admin::Parts {
-        let reload = Arc::new(self.reload(signals));
+    pub(super) fn admin_parts(&self, reload: Arc<Reload>) -> admin::Parts {
         let receiver = || Arc::clone(&self.receiver);
         let (confirming, listing, judging) = (receiver(), receiver(), receiver());
         admin::Parts {
             store: Arc::clone(&self.store),
+            wakes: Arc::new(self.wakes()),
             metrics: Arc::clone(&self.metrics),
             readiness: self.readiness.clone(),
             clock: self.clock.clone(),
@@ -99,8 +103,9 @@ impl App {
         }
     }
 
-    fn reload(&self, signals: &Signals) -> Reload {
+    pub(super) fn reload(&self, signals: &Signals) -> Reload {
         Reload {
+            one_at_a_time: Mutex::default(),
             settings: Arc::clone(&signals.settings),
             routes: Arc::clone(&self.routes),
             sinks: self
@@ -121,6 +126,7 @@ async fn look_after(
     metrics: &Metrics,
     readiness: &Readiness,
     keep: Duration,
+    stop: &CancellationToken,
 ) {
     match store.sweep().await {
         Ok(0) => {}
@@ -136,7 +142,10 @@ async fn look_after(
             tracing::warn!(error, "the lanes cannot be looked after");
         }
     }
-    loop {
+    for _ in 0..STEPS {
+        if stop.is_cancelled() {
+            return;
+        }
         match store.prune(clock.now(), keep).await {
             Ok(more) => {
                 // It can be written: whatever kept it from that is over.
@@ -175,7 +184,9 @@ fn renew(tls: &Tls, metrics: &Metrics) -> String {
 }
 
 /// What a reload reads and changes.
-struct Reload {
+pub(super) struct Reload {
+    /// Else the settings read last might not be those put in force last.
+    one_at_a_time: Mutex<()>,
     settings: Arc<dyn Fn() -> Result<Config, String> + Send + Sync>,
     routes: Arc<ArcSwap<Routes>>,
     sinks: Vec<(String, Arc<dyn Sink>)>,
@@ -188,6 +199,7 @@ impl Reload {
     /// Puts new routes in force, serves a new certificate, opens files anew. Says what it did, or
     /// why nothing was changed.
     async fn apply(&self) -> Result<String, String> {
+        let _turn = self.one_at_a_time.lock().await;
         let changed = self.routes_in_force().await;
         self.metrics
             .reloaded(changed.is_ok().then(|| self.clock.now()));
@@ -195,7 +207,10 @@ impl Reload {
     }
 
     async fn routes_in_force(&self) -> Result<String, String> {
-        let config = (self.settings)()?;
+        let settings = Arc::clone(&self.settings);
+        let config = tokio::task::spawn_blocking(move || settings())
+            .await
+            .map_err(|_| "reading the settings broke off".to_owned())??;
         for name in config.routes.iter().flat_map(|route| &route.to) {
             if !self.sinks.iter().any(|(running, _)| running == name) {
                 return Err(format!(

@@ -41,6 +41,12 @@ pub(super) enum Command {
         #[arg(long, value_name = "SINK")]
         to: Option<String>,
     },
+    /// Make dead letters of what waits for a sink that will not come back
+    Bury {
+        /// Its name
+        #[arg(long)]
+        sink: String,
+    },
     /// Let dead letters go for good
     Drop {
         #[command(flatten)]
@@ -102,6 +108,10 @@ pub(super) fn run(path: &Path, command: Command) -> Result<(), Stop> {
             let count = change(&config, "dead/retry", which, to)?;
             output::line(&format!("{count} to be sent again"))
         }
+        Command::Bury { sink } => {
+            let count = bury(&config, sink)?;
+            output::line(&format!("{count} given up: `runbell dead list` has them"))
+        }
         Command::Drop { which } => {
             let count = change(&config, "dead/drop", which, None)?;
             output::line(&format!("{count} dropped"))
@@ -152,6 +162,23 @@ fn change(
                 } else {
                     alone.store.drop_dead(selection, now).await
                 };
+                alone.close();
+                Ok(done?)
+            }
+        }
+    })
+}
+
+fn bury(config: &crate::config::Config, sink: String) -> Result<u64, Stop> {
+    let changer = Changer::find(config)?;
+    block_on(async move {
+        match changer {
+            Changer::Running(running) => {
+                let count: wire::Count = running.post("dead/bury", &wire::Bury { sink }).await?;
+                Ok(count.count)
+            }
+            Changer::Alone(alone) => {
+                let done = alone.store.bury(&sink, Clock::system().now()).await;
                 alone.close();
                 Ok(done?)
             }

@@ -180,6 +180,9 @@ pub enum StoreError {
     /// The file is not a store of ours, or is damaged.
     #[error("the store cannot be used")]
     Unusable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The database can keep anything but this.
+    #[error("the database cannot keep this")]
+    Data(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// Anything else the database said.
     #[error("the database refused")]
     Database(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -355,7 +358,8 @@ pub struct Opened {
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
     /// Keeps one event with everything owed for it; returns after the commit. Calls that wait at
-    /// the same time share one transaction.
+    /// the same time share one transaction. What the database cannot keep so, for whatever is in
+    /// it, it keeps raw: as it came, and owed to nobody.
     async fn append(&self, append: Append) -> Result<Appended, StoreError>;
 
     /// Whether this very notification is stored, by what was signed together.
@@ -402,6 +406,9 @@ pub trait Store: Send + Sync + 'static {
         to: Option<String>,
         now: Timestamp,
     ) -> Result<u64, StoreError>;
+
+    /// Makes dead letters of what waits for a sink, which will not come back; says how many.
+    async fn bury(&self, sink: &str, now: Timestamp) -> Result<u64, StoreError>;
 
     /// Lets dead letters go; says how many.
     async fn drop_dead(&self, selection: DeadSelection, now: Timestamp) -> Result<u64, StoreError>;

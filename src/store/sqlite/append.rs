@@ -71,6 +71,26 @@ impl Tables<'_> {
         })
     }
 
+    /// Keeps an event as it came, owed to nobody.
+    pub(super) fn append_raw(&mut self, append: &Append) -> rusqlite::Result<Appended> {
+        let event = &append.event;
+        let topic = self.name(&event.topic)?;
+        Ok(match self.insert_event(append, topic, None)? {
+            Some(id) => Appended::Stored {
+                id: EventId(id),
+                repeat_of: None,
+                conflict: false,
+                due: Vec::new(),
+            },
+            None => Appended::Known {
+                id: EventId(
+                    self.stored_as(topic, event.sent_at, &event.message_id)?
+                        .unwrap_or_default(),
+                ),
+            },
+        })
+    }
+
     /// The number of the event that this notification made.
     pub(super) fn stored_as(
         &self,
@@ -140,12 +160,15 @@ impl Tables<'_> {
                 )?
                 .execute([lane, now])?;
         }
-        self.connection
+        let put = self
+            .connection
             .prepare_cached(
-                "INSERT INTO waiting (lane, sort_key, event, release_at) VALUES (?1, ?2, ?3, ?4)",
+                "INSERT INTO waiting (lane, sort_key, event, release_at) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT (lane, sort_key) DO NOTHING",
             )?
             .execute(params![lane, owed.key.as_bytes(), event, release_at])?;
-        self.book(sink, received_at).owed += 1;
+        // The same message, signed anew at another time, is owed already.
+        self.book(sink, received_at).owed += i64::try_from(put).unwrap_or_default();
         let due_at = due_at.unwrap_or(release_at);
         Ok((self.text(sink)?, from_nanos(due_at)))
     }

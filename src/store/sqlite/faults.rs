@@ -14,6 +14,7 @@ pub(super) fn translate(error: Error) -> StoreError {
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
             StoreError::Unusable(error.into())
         }
+        _ if is_of_the_data(&error) => StoreError::Data(error.into()),
         _ => StoreError::Database(error.into()),
     }
 }

@@ -35,6 +35,7 @@ mod writer;
 
 use faults::translate;
 use tables::{Known, Tables, nanos};
+use upkeep::Step;
 pub use writer::Writer;
 use writer::{Job, Reserve, Task};
 
@@ -128,6 +129,25 @@ impl Sqlite {
         answer.await.map_err(|_| StoreError::Gone(None))?
     }
 
+    /// Does something to many rows, a bounded step at a time, so that whatever else is to be written
+    /// waits for one step only. Says how many it did.
+    async fn in_steps<F>(&self, step: F) -> Result<u64, StoreError>
+    where
+        F: Fn(&mut Tables<'_>, i64) -> rusqlite::Result<Step> + Send + Sync + 'static,
+    {
+        let step = Arc::new(step);
+        let (mut after, mut count) = (0, 0);
+        loop {
+            let step = Arc::clone(&step);
+            let done = self.write(false, move |tables| step(tables, after)).await?;
+            count += done.count;
+            match done.upto {
+                Some(upto) => after = upto,
+                None => return Ok(count),
+            }
+        }
+    }
+
     async fn read<T, F>(&self, look: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
@@ -165,8 +185,21 @@ impl Readers {
 #[async_trait]
 impl Store for Sqlite {
     async fn append(&self, append: Append) -> Result<Appended, StoreError> {
-        self.write(false, move |tables| tables.append(&append))
-            .await
+        let append = Arc::new(append);
+        let whole = Arc::clone(&append);
+        match self.write(false, move |tables| tables.append(&whole)).await {
+            Err(StoreError::Data(why)) => {
+                tracing::error!(
+                    why,
+                    topic = append.event.topic,
+                    message_id = append.event.message_id,
+                    "this cannot be kept as it should; it is kept raw, and goes nowhere"
+                );
+                self.write(false, move |tables| tables.append_raw(&append))
+                    .await
+            }
+            appended => appended,
+        }
     }
 
     async fn known(
@@ -211,10 +244,14 @@ impl Store for Sqlite {
     async fn prune(&self, now: Timestamp, keep: Duration) -> Result<bool, StoreError> {
         let after = self.pruned_upto.load(Ordering::Relaxed);
         let before = earlier(now, keep);
-        let upto = self
-            .write(false, move |tables| tables.prune(after, before))
+        let old = self
+            .read(move |connection| upkeep::old(connection, after, before))
             .await?;
         // What was owed when it was passed by is looked at again on the next round.
+        let upto = old.upto;
+        // Even when there is nothing to forget: so it shows that the file can be written.
+        self.write(false, move |tables| tables.forget(&old.over))
+            .await?;
         self.pruned_upto
             .store(upto.unwrap_or_default(), Ordering::Relaxed);
         Ok(upto.is_some())
@@ -245,14 +282,18 @@ impl Store for Sqlite {
         to: Option<String>,
         now: Timestamp,
     ) -> Result<u64, StoreError> {
-        self.write(false, move |tables| {
-            tables.retry_dead(&selection, to.as_deref(), now)
-        })
-        .await
+        self.in_steps(move |tables, after| tables.retry_dead(&selection, to.as_deref(), after, now))
+            .await
+    }
+
+    async fn bury(&self, sink: &str, now: Timestamp) -> Result<u64, StoreError> {
+        let sink = sink.to_owned();
+        self.in_steps(move |tables, _| tables.bury(&sink, now))
+            .await
     }
 
     async fn drop_dead(&self, selection: DeadSelection, now: Timestamp) -> Result<u64, StoreError> {
-        self.write(false, move |tables| tables.drop_dead(&selection, now))
+        self.in_steps(move |tables, after| tables.drop_dead(&selection, after, now))
             .await
     }
 

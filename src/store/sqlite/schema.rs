@@ -5,6 +5,7 @@
 //! random keys, an event costs a third to a half less, and as much at a million as at ten thousand.
 
 use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use rusqlite::config::DbConfig;
@@ -130,6 +131,7 @@ CREATE TABLE certificate (url TEXT PRIMARY KEY, pem BLOB NOT NULL, fetched_at IN
 /// returned file holds the lock for as long as it lives.
 pub(super) fn open(path: &Path) -> Result<(Connection, File, Opened), StoreError> {
     let lock = lock(path)?;
+    make_private(path)?;
     let mut connection = Connection::open(path).map_err(translate)?;
     let is_new = migrate(&mut connection, path)?;
     let possible_repeats = take_back_leases(&mut connection).map_err(translate)?;
@@ -170,6 +172,7 @@ fn lock(path: &Path) -> Result<File, StoreError> {
         .create(true)
         .truncate(false)
         .write(true)
+        .mode(0o600)
         .open(&lock_path)
         .map_err(failed)?;
     rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(
@@ -181,6 +184,18 @@ fn lock(path: &Path) -> Result<File, StoreError> {
         },
     )?;
     Ok(file)
+}
+
+/// Makes the file, for its owner alone: it holds messages, and tokens that confirm subscriptions.
+/// SQLite gives the files beside it the same mode.
+fn make_private(path: &Path) -> Result<(), StoreError> {
+    let made = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path);
+    made.map(drop)
+        .map_err(|error| StoreError::Gone(Some(error.into())))
 }
 
 fn migrate(connection: &mut Connection, path: &Path) -> Result<bool, StoreError> {

@@ -84,7 +84,7 @@ impl Tables<'_> {
             Outcome::Dropped => book.dropped += 1,
             Outcome::Dead => {
                 book.dead += 1;
-                self.bury(lane, settled, tries)?;
+                self.insert_dead(lane, settled, tries)?;
             }
             // It may have arrived: what comes below it may come too late.
             Outcome::Retry | Outcome::Parked => return Ok(settled.marks.possible_repeat),
@@ -178,7 +178,7 @@ impl Tables<'_> {
         Ok(())
     }
 
-    fn bury(&self, lane: &LaneRow, settled: &Settled, tries: i64) -> rusqlite::Result<()> {
+    fn insert_dead(&self, lane: &LaneRow, settled: &Settled, tries: i64) -> rusqlite::Result<()> {
         self.connection
             .prepare_cached(
                 "INSERT INTO dead (event, kind, number, instance, route, sink, sort_key, died_at,

@@ -1,17 +1,27 @@
 //! What people and the clock change: dead letters, subscriptions, rests, repairs, and forgetting.
 
+use std::collections::HashSet;
+
 use jiff::Timestamp;
-use rusqlite::{OptionalExtension as _, params, params_from_iter};
+use rusqlite::{Connection, OptionalExtension as _, params, params_from_iter};
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::read::{dead_condition, subscription};
 use super::tables::{Tables, nanos};
 use crate::delivery::{Marks, Outcome, SortKey};
 use crate::sns::KnownCertificate;
-use crate::store::{DeadSelection, EventId, Settled, Subscription};
+use crate::store::{DeadSelection, EventId, LaneId, Settled, Settlement, Subscription};
 
-/// How many events one step of forgetting looks at.
-const PRUNED_AT_ONCE: i64 = 500;
+/// How many rows one step looks at.
+const STEP: i64 = 500;
+
+/// What a step did.
+pub(super) struct Step {
+    /// To how many it was done.
+    pub(super) count: u64,
+    /// Where the next step begins; none when there is nothing left.
+    pub(super) upto: Option<i64>,
+}
 
 struct Grave {
     id: i64,
@@ -29,11 +39,13 @@ impl Tables<'_> {
         &mut self,
         selection: &DeadSelection,
         to: Option<&str>,
+        after: i64,
         now: Timestamp,
-    ) -> rusqlite::Result<u64> {
+    ) -> rusqlite::Result<Step> {
         let to = to.map(|sink| self.name(sink)).transpose()?;
+        let graves = self.graves(selection, after)?;
         let mut count = 0;
-        for grave in self.graves(selection)? {
+        for grave in &graves {
             let sink = to.unwrap_or(grave.sink);
             let lane: i64 = self
                 .connection
@@ -67,15 +79,70 @@ impl Tables<'_> {
             }
             count += 1;
         }
-        Ok(count)
+        Ok(Step {
+            count,
+            upto: graves.last().map(|grave| grave.id),
+        })
+    }
+
+    /// Makes dead letters of what waits for a sink. What is under way is left to whoever carries it.
+    pub(super) fn bury(&mut self, sink: &str, now: Timestamp) -> rusqlite::Result<Step> {
+        let sink = self.name(sink)?;
+        let lane: Option<i64> = self
+            .connection
+            .prepare_cached(
+                "SELECT id FROM lane WHERE sink = ?1 AND due_at IS NOT NULL ORDER BY due_at LIMIT 1",
+            )?
+            .query_row([sink], |row| row.get(0))
+            .optional()?;
+        let Some(lane) = lane else {
+            return Ok(Step {
+                count: 0,
+                upto: None,
+            });
+        };
+        let dead = |row: &rusqlite::Row<'_>| {
+            Ok(Settled {
+                event: EventId(row.get(0)?),
+                key: SortKey::from_bytes(row.get(1)?),
+                outcome: Outcome::Dead,
+                at: now,
+                marks: Marks::default(),
+                answer: Some("given up by hand".to_owned()),
+                again_at: None,
+                failing_since: None,
+                progress: None,
+            })
+        };
+        let results = self
+            .connection
+            .prepare_cached("SELECT event, sort_key FROM waiting WHERE lane = ?1 LIMIT ?2")?
+            .query_map([lane, STEP], dead)?
+            .collect::<rusqlite::Result<Vec<_>>>()?;
+        let count = results.len() as u64;
+        let epoch = self
+            .connection
+            .prepare_cached("UPDATE lane SET leased = 1 WHERE id = ?1 RETURNING epoch")?
+            .query_row([lane], |row| row.get(0))?;
+        self.settle(&Settlement {
+            lane: LaneId(lane),
+            epoch,
+            results,
+            not_before: None,
+        })?;
+        Ok(Step {
+            count,
+            upto: Some(0),
+        })
     }
 
     pub(super) fn drop_dead(
         &mut self,
         selection: &DeadSelection,
+        after: i64,
         now: Timestamp,
-    ) -> rusqlite::Result<u64> {
-        let graves = self.graves(selection)?;
+    ) -> rusqlite::Result<Step> {
+        let graves = self.graves(selection, after)?;
         for grave in &graves {
             let dropped = Settled {
                 event: EventId(grave.event),
@@ -94,15 +161,19 @@ impl Tables<'_> {
             book.dead -= 1;
             book.dropped += 1;
         }
-        Ok(graves.len() as u64)
+        Ok(Step {
+            count: graves.len() as u64,
+            upto: graves.last().map(|grave| grave.id),
+        })
     }
 
-    fn graves(&self, selection: &DeadSelection) -> rusqlite::Result<Vec<Grave>> {
+    /// The next dead letters that are meant, in the order in which they died.
+    fn graves(&self, selection: &DeadSelection, after: i64) -> rusqlite::Result<Vec<Grave>> {
         let (condition, values) = dead_condition(selection);
         self.connection
             .prepare(&format!(
                 "SELECT id, event, kind, number, instance, route, sink, sort_key FROM dead
-                 WHERE {condition} ORDER BY id"
+                 WHERE id > {after} AND {condition} ORDER BY id LIMIT {STEP}"
             ))?
             .query_map(params_from_iter(values), |row| {
                 Ok(Grave {
@@ -196,27 +267,16 @@ impl Tables<'_> {
         Ok(1)
     }
 
-    /// Looks at the events after `after`, forgets those older than `before` for which nothing waits,
-    /// and says up to which it looked; `None` when the next is too young, or there is none.
-    pub(super) fn prune(&mut self, after: i64, before: Timestamp) -> rusqlite::Result<Option<i64>> {
-        let old: Vec<Old> = self
-            .connection
-            .prepare_cached(
-                "SELECT id, command_no, instance, status, event_time,
-                   id IN (SELECT event FROM waiting UNION ALL SELECT event FROM dead)
-                 FROM (SELECT * FROM event WHERE id > ?1 ORDER BY id LIMIT ?2)
-                 WHERE received_at < ?3 ORDER BY id",
-            )?
-            .query_map(params![after, PRUNED_AT_ONCE, nanos(before)], Old::of)?
-            .collect::<rusqlite::Result<_>>()?;
-        for event in old.iter().filter(|event| !event.is_owed) {
-            self.forget(event)?;
+    /// Forgets events and what is known of them only.
+    pub(super) fn forget(&mut self, over: &[Old]) -> rusqlite::Result<()> {
+        for event in over {
+            self.forget_one(event)?;
         }
         self.forget_commands();
-        Ok(old.last().map(|event| event.id))
+        Ok(())
     }
 
-    fn forget(&self, event: &Old) -> rusqlite::Result<()> {
+    fn forget_one(&self, event: &Old) -> rusqlite::Result<()> {
         let connection = self.connection;
         connection
             .prepare_cached("DELETE FROM outcome WHERE event = ?1")?
@@ -244,7 +304,10 @@ impl Tables<'_> {
             .query_row([command_no], |row| row.get(0))?;
         if is_over {
             connection
-                .prepare_cached("DELETE FROM command WHERE no = ?1")?
+                .prepare_cached(
+                    // The newest stays, so that its number is not given again.
+                    "DELETE FROM command WHERE no = ?1 AND no < (SELECT max(no) FROM command)",
+                )?
                 .execute([command_no])?;
             connection
                 .prepare_cached(
@@ -257,14 +320,56 @@ impl Tables<'_> {
     }
 }
 
+/// Events old enough to be forgotten.
+pub(super) struct Oldest {
+    /// Those for which nothing waits.
+    pub(super) over: Vec<Old>,
+    /// Up to which event was looked; none when the next is too young, or there is none.
+    pub(super) upto: Option<i64>,
+}
+
 /// An event old enough to be forgotten.
-struct Old {
+pub(super) struct Old {
     id: i64,
     command_no: Option<i64>,
     instance: Option<String>,
     status: Option<String>,
     event_time: Option<i64>,
-    is_owed: bool,
+}
+
+/// Looks at the events after `after`. What nobody is owed now, nobody will be, so that this need not
+/// be the writer's work. The newest event stays, so that its number is not given again.
+pub(super) fn old(
+    connection: &Connection,
+    after: i64,
+    before: Timestamp,
+) -> rusqlite::Result<Oldest> {
+    let transaction = connection.unchecked_transaction()?;
+    let mut over: Vec<Old> = transaction
+        .prepare_cached(
+            "SELECT id, command_no, instance, status, event_time
+             FROM (SELECT * FROM event WHERE id > ?1 AND id < (SELECT max(id) FROM event)
+                   ORDER BY id LIMIT ?2)
+             WHERE received_at < ?3 ORDER BY id",
+        )?
+        .query_map(params![after, STEP, nanos(before)], Old::of)?
+        .collect::<rusqlite::Result<_>>()?;
+    let (Some(first), Some(last)) = (over.first(), over.last()) else {
+        return Ok(Oldest { over, upto: None });
+    };
+    let upto = last.id;
+    let owed: HashSet<i64> = transaction
+        .prepare_cached(
+            "SELECT event FROM waiting WHERE event BETWEEN ?1 AND ?2
+             UNION ALL SELECT event FROM dead WHERE event BETWEEN ?1 AND ?2",
+        )?
+        .query_map([first.id, upto], |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    over.retain(|event| !owed.contains(&event.id));
+    Ok(Oldest {
+        over,
+        upto: Some(upto),
+    })
 }
 
 impl Old {
@@ -275,7 +380,6 @@ impl Old {
             instance: row.get(2)?,
             status: row.get(3)?,
             event_time: row.get(4)?,
-            is_owed: row.get(5)?,
         })
     }
 }

@@ -6,9 +6,12 @@
 //! when there is room again, the reserve is laid by anew before anything is taken in.
 
 use std::fs::File;
+use std::io::Read as _;
 use std::path::PathBuf;
 
 use rusqlite::{Connection, TransactionBehavior};
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
 use tokio::sync::{mpsc, oneshot};
 
 use super::faults::{is_full, is_of_the_data, translate};
@@ -191,21 +194,35 @@ impl Reserve {
     /// Whether the room is there, now or already.
     fn lay_by(&mut self) -> bool {
         if !self.laid_by {
-            self.laid_by = self.fill().is_ok();
-            if !self.laid_by {
-                self.give_up();
+            match self.fill() {
+                Ok(()) => self.laid_by = true,
+                Err(Errno::NOSPC | Errno::DQUOT) => self.give_up(),
+                Err(error) => {
+                    tracing::warn!(%error, "no room can be laid by for a full disk");
+                    self.laid_by = true;
+                }
             }
         }
         self.laid_by
     }
 
-    fn fill(&self) -> std::io::Result<()> {
+    fn fill(&self) -> rustix::io::Result<()> {
+        let errno = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
         if std::fs::metadata(&self.path).is_ok_and(|found| found.len() == self.size) {
             return Ok(());
         }
-        let file = File::create(&self.path)?;
-        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, self.size)?;
-        file.sync_all()
+        let mut file = File::create(&self.path).map_err(errno)?;
+        // As much again must be free, or what was just taken in would fill the disk anew.
+        let wanted = self.size.saturating_mul(2);
+        match fallocate(&file, FallocateFlags::empty(), 0, wanted) {
+            // Some file systems cannot promise room; there it is written.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
+                std::io::copy(&mut std::io::repeat(0).take(wanted), &mut file).map_err(errno)?;
+            }
+            done => done?,
+        }
+        file.set_len(self.size).map_err(errno)?;
+        file.sync_all().map_err(errno)
     }
 
     fn give_up(&mut self) {

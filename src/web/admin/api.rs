@@ -15,7 +15,7 @@ use serde::Deserialize;
 use super::Parts;
 use super::problem::Problem;
 use super::wire::{
-    Backlogs, Count, DeadAct, DeadLetter, DeadLetters, Event, EventShown, Events, Judged,
+    Backlogs, Bury, Count, DeadAct, DeadLetter, DeadLetters, Event, EventShown, Events, Judged,
     RefusedList, Subscription, Subscriptions, Tallies,
 };
 use crate::store::{DeadSelection, EventId, EventQuery};
@@ -37,6 +37,7 @@ pub(super) fn router() -> Router<Parts> {
         .route("/dead/{id}", get(dead_letter))
         .route("/dead/retry", post(retry_dead))
         .route("/dead/drop", post(drop_dead))
+        .route("/dead/bury", post(bury))
         .route("/subscriptions", get(subscriptions))
         .route("/subscriptions/{id}/confirm", post(confirm))
         .route("/refused", get(refused))
@@ -120,15 +121,27 @@ async fn dead_letter(State(parts): State<Parts>, Path(id): Path<String>) -> Answ
 }
 
 async fn retry_dead(State(parts): State<Parts>, body: Bytes) -> Answer<Count> {
-    let act = dead_act(&body)?;
+    let act: DeadAct = read(&body)?;
     let to = act.to.clone();
+    if let Some(sink) = to.as_ref().filter(|sink| !parts.wakes.contains_key(*sink)) {
+        return Err(wrong(format!("no sink `{sink}` runs here")));
+    }
     let now = parts.clock.now();
     let count = parts.store.retry_dead(selection(act)?, to, now).await?;
+    for wake in parts.wakes.values() {
+        wake.at(now);
+    }
+    Ok(Json(Count { count }))
+}
+
+async fn bury(State(parts): State<Parts>, body: Bytes) -> Answer<Count> {
+    let Bury { sink } = read(&body)?;
+    let count = parts.store.bury(&sink, parts.clock.now()).await?;
     Ok(Json(Count { count }))
 }
 
 async fn drop_dead(State(parts): State<Parts>, body: Bytes) -> Answer<Count> {
-    let act = dead_act(&body)?;
+    let act: DeadAct = read(&body)?;
     if act.to.is_some() {
         return Err(wrong("`to` has no meaning when dead letters are dropped"));
     }
@@ -201,7 +214,7 @@ fn number<N: std::str::FromStr>(id: &str) -> Result<N, Problem> {
         .map_err(|_| wrong("the number in the path is none"))
 }
 
-fn dead_act(body: &[u8]) -> Result<DeadAct, Problem> {
+fn read<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     serde_json::from_slice(body)
         .map_err(|error| wrong(format!("the body is not what it should be: {error}")))
 }

@@ -5,6 +5,7 @@
 //! [`Parts`] hands in; [`wire`] is what goes over the line, for both ends; [`socket`] opens the
 //! unix socket.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use crate::clock::{Clock, since};
 use crate::health::Readiness;
 use crate::metrics::{CONTENT_TYPE, Metrics, SinkState};
 use crate::store::{Store, StoreError};
+use crate::wake::Wake;
 
 pub mod api;
 pub mod guard;
@@ -39,6 +41,8 @@ pub type Act<Q, A> = Arc<dyn Fn(Q) -> BoxFuture<'static, Result<A, String>> + Se
 pub struct Parts {
     /// Events, deliveries, dead letters.
     pub store: Arc<dyn Store>,
+    /// The sinks that run, each with what wakes it.
+    pub wakes: Arc<HashMap<String, Wake>>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// What stands in the way.

@@ -36,7 +36,9 @@ impl From<StoreError> for Problem {
             StoreError::Busy | StoreError::Full(_) | StoreError::Gone(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            StoreError::Unusable(_) | StoreError::Database(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            StoreError::Unusable(_) | StoreError::Data(_) | StoreError::Database(_) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
         };
         Self::of(status, causes(&error))
     }

@@ -168,6 +168,14 @@ pub struct DeadAct {
     pub to: Option<String>,
 }
 
+/// Which sink's waiting deliveries become dead letters.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bury {
+    /// Its name; usually one that the settings no longer have.
+    pub sink: String,
+}
+
 /// How many were meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Count {
