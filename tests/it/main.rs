@@ -10,6 +10,7 @@
 
 mod attacks;
 mod crash;
+mod deliver;
 mod floors;
 mod harness;
 mod order;

@@ -41,10 +41,10 @@ impl Tables<'_> {
         // what was appended meanwhile.
         self.connection
             .prepare_cached(concat!(
-                "UPDATE lane SET leased = 0, leased_upto = NULL, not_before = ?2,
+                "UPDATE lane SET leased = 0, leased_upto = NULL, not_before = max(not_before, ?2),
                    high = CASE WHEN ?3 IS NULL THEN high ELSE max(coalesce(high, x''), ?3) END,
                    due_at = ",
-                earliest_release!("?2"),
+                earliest_release!("max(lane.not_before, ?2)"),
                 " WHERE id = ?1"
             ))?
             .execute(params![id, not_before, arrived])?;

@@ -14,6 +14,7 @@ use secrecy::SecretString;
 use crate::harness::store::TestStore;
 
 mod faults;
+mod troubles;
 
 const TOPIC: &str = "arn:aws:sns:eu-central-1:123456789012:run-command";
 
@@ -611,6 +612,13 @@ async fn deliveries_under_way_at_a_crash_go_again_and_say_so() {
             .map(|one| one.possible_repeat)
             .collect();
         assert_eq!(marks, [true, false]);
+        let under_way = &lanes[0].waiting[0];
+        assert_eq!(under_way.high_then, None, "it is not late for itself");
+        assert_eq!(
+            lanes[0].high.as_ref(),
+            Some(&under_way.key),
+            "whatever comes below it is late: it may have arrived"
+        );
         store
             .settle(vec![settled(&lanes[0], &Outcome::Sent, 20)])
             .await
@@ -656,7 +664,13 @@ async fn old_events_are_forgotten_but_never_what_something_waits_for() {
         .await
         .unwrap();
     while store.prune(at(200), Duration::from_secs(50)).await.unwrap() {}
-    assert!(store.events(query(10)).await.unwrap().is_empty());
+    let left = store.events(query(10)).await.unwrap();
+    let left: Vec<_> = left.iter().map(|one| one.id).collect();
+    assert_eq!(
+        left,
+        [young],
+        "the newest stays, so that no number is given twice"
+    );
     // What was forgotten is news again: replays are the business of freshness.
     stored(&*store, event("m-2", "i-2", "Success", 2), Vec::new(), 200).await;
 }

@@ -1,0 +1,150 @@
+//! What goes wrong around a store that is in order.
+
+use super::*;
+
+#[tokio::test]
+async fn a_clock_set_back_holds_nothing_up() {
+    let store = TestStore::open();
+    let store = store.handle();
+    arrives(&*store, event("m-1", "i-1", "Success", 3600), 3600).await;
+    let waits = store.lease("s", at(3601), 9).await.unwrap();
+    assert!(waits.lanes.is_empty());
+    store.rest("s", Some(at(3603))).await.unwrap();
+    // An hour earlier, four seconds of the hold and two of the rest are left.
+    let waits = store.lease("s", at(1), 9).await.unwrap();
+    assert_eq!((waits.lanes.len(), waits.next_due), (0, Some(at(3))));
+    let waits = store.lease("s", at(4), 9).await.unwrap();
+    assert_eq!((waits.lanes.len(), waits.next_due), (0, Some(at(5))));
+    assert_eq!(instances(&lease(&*store, 5).await), ["i-1"]);
+}
+
+#[tokio::test]
+async fn a_lease_is_bounded_by_bytes_as_well() {
+    let store = TestStore::open();
+    let store = store.handle();
+    for number in 10..40 {
+        let body = serde_json::json!({
+            "commandId": "c-1", "instanceId": format!("i-{number}"), "status": "Success",
+            "eventTime": at(number).to_string(), "more": "x".repeat(250_000),
+        });
+        let event = read(&format!("m-{number}"), &body.to_string(), number);
+        arrives(&*store, event, number).await;
+    }
+    let mut carried = Vec::new();
+    let mut rounds = 0;
+    loop {
+        let lanes = lease(&*store, 100).await;
+        if lanes.is_empty() {
+            break;
+        }
+        rounds += 1;
+        assert!(lanes[0].waiting.len() <= 17, "{}", lanes[0].waiting.len());
+        carried.extend(instances(&lanes));
+        store
+            .settle(vec![settled(&lanes[0], &Outcome::Sent, 100)])
+            .await
+            .unwrap();
+    }
+    assert_eq!(rounds, 2);
+    let all: Vec<_> = (10..40).map(|number| format!("i-{number}")).collect();
+    assert_eq!(carried, all);
+}
+
+#[tokio::test]
+async fn a_letter_sent_again_and_a_failing_head_are_not_in_each_others_way() {
+    let store = TestStore::open();
+    let store = store.handle();
+    arrives(&*store, event("m-1", "i-1", "Success", 1), 1).await;
+    let lanes = lease(&*store, 6).await;
+    store
+        .settle(vec![settled(&lanes[0], &Outcome::Dead, 6)])
+        .await
+        .unwrap();
+    arrives(&*store, event("m-2", "i-2", "Success", 7), 7).await;
+    let lanes = lease(&*store, 12).await;
+    let mut failed = settled(&lanes[0], &Outcome::Retry, 12);
+    failed.not_before = Some(at(600));
+    store.settle(vec![failed]).await.unwrap();
+    assert_eq!(
+        store
+            .retry_dead(DeadSelection::All, None, at(20))
+            .await
+            .unwrap(),
+        1
+    );
+    let lanes = lease(&*store, 20).await;
+    assert_eq!(instances(&lanes), ["i-1"], "it goes at once");
+    assert!(lanes[0].waiting[0].alone);
+    store
+        .settle(vec![settled(&lanes[0], &Outcome::Sent, 20)])
+        .await
+        .unwrap();
+    let waits = store.lease("s", at(599), 9).await.unwrap();
+    assert!(waits.lanes.is_empty(), "the head keeps its own time");
+    assert_eq!(waits.next_due, Some(at(600)));
+    assert_eq!(instances(&lease(&*store, 600).await), ["i-2"]);
+    assert_sound(&*store).await;
+}
+
+#[tokio::test]
+async fn what_waits_for_a_sink_that_is_gone_becomes_dead_letters() {
+    let store = TestStore::open();
+    let store = store.handle();
+    for number in 0..1200 {
+        let event = event(&format!("m-{number}"), "i-1", "Success", 1);
+        let to = vec![
+            owed(&event, "gone", LaneKey::Topic, 5),
+            owed(&event, "s", LaneKey::Command, 5),
+        ];
+        stored(&*store, event, to, 1).await;
+    }
+    assert_eq!(store.bury("gone", at(2)).await.unwrap(), 1200);
+    assert_eq!(store.bury("gone", at(3)).await.unwrap(), 0);
+    let here = DeadSelection::Sink("gone".to_owned());
+    let to = Some("s".to_owned());
+    // What waits for that sink already stays a dead letter: it would arrive twice.
+    let dead = store.dead(here.clone(), 5000).await.unwrap();
+    assert_eq!(dead.len(), 1200);
+    assert_eq!(dead[0].answer.as_deref(), Some("given up by hand"));
+    assert_eq!(store.retry_dead(here, to, at(4)).await.unwrap(), 1200);
+    assert_sound(&*store).await;
+}
+
+#[tokio::test]
+async fn what_the_database_cannot_keep_is_kept_raw() {
+    let store = TestStore::open();
+    let path = store.path();
+    let store = store.handle();
+    let beside = rusqlite::Connection::open(path).unwrap();
+    beside
+        .execute_batch(
+            "CREATE TRIGGER no_steps BEFORE INSERT ON step WHEN NEW.instance = 'i-bad'
+             BEGIN SELECT RAISE(ABORT, 'not this one'); END",
+        )
+        .unwrap();
+    let arrivals = ["i-1", "i-bad", "i-2"].map(|instance| {
+        let event = event(&format!("m-{instance}"), instance, "Success", 1);
+        arrives(&*store, event, 1)
+    });
+    let ids = futures_util::future::join_all(arrivals).await;
+    let (kept, deliveries) = store.event(ids[1]).await.unwrap().unwrap();
+    assert_eq!(kept.event.message_id, "m-i-bad");
+    assert!(deliveries.is_empty());
+    let lanes = lease(&*store, 10).await;
+    assert_eq!(instances(&lanes), ["i-1", "i-2"]);
+    assert_sound(&*store).await;
+}
+
+#[tokio::test]
+async fn nobody_else_may_read_the_file() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let store = TestStore::open();
+    let path = store.path();
+    arrives(&*store.handle(), event("m-1", "i-1", "Success", 1), 1).await;
+    for beside in ["", "-wal", "-shm", ".lock"] {
+        let mut name = path.clone().into_os_string();
+        name.push(beside);
+        let mode = std::fs::metadata(&name).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{beside}");
+    }
+}
