@@ -21,9 +21,7 @@ use crate::health::Readiness;
 use crate::metrics::Metrics;
 use crate::route::Routes;
 use crate::sns::verify::{Freshness, freshness};
-use crate::sns::{
-    self, Answer, MessageType, Refusal, TopicArn, TopicSettings, Verified, Verifier, confirm,
-};
+use crate::sns::{self, Answer, MessageType, Refusal, TopicArn, TopicSettings, Verified, Verifier};
 use crate::store::{Append, Appended, Store, StoreError};
 use crate::wake::Wake;
 
@@ -41,7 +39,7 @@ const GAP_LASTS: Duration = Duration::from_mins(1);
 pub struct Receiver {
     verifier: Verifier,
     topics: HashMap<String, TopicSettings>,
-    http: confirm::Http,
+    http: sns::Http,
     store: Arc<dyn Store>,
     routes: Arc<ArcSwap<Routes>>,
     wakes: HashMap<String, Wake>,
@@ -60,7 +58,7 @@ pub struct Parts {
     /// The topics allowed.
     pub topics: Vec<TopicSettings>,
     /// Makes the call that confirms a subscription.
-    pub http: confirm::Http,
+    pub http: sns::Http,
     /// Keeps what is proved.
     pub store: Arc<dyn Store>,
     /// Says what an event owes.

@@ -13,7 +13,7 @@ use runbell::health::Readiness;
 use runbell::metrics::Metrics;
 use runbell::receive::{Parts, Receiver};
 use runbell::route::Routes;
-use runbell::sns::{Verifier, confirm};
+use runbell::sns::{Http, Verifier};
 use runbell::store::sqlite::Sqlite;
 use runbell::store::{Engine, Store};
 use runbell::web::hook;
@@ -112,13 +112,13 @@ pub(crate) async fn receive(folder: &Path) -> anyhow::Result<()> {
         .name("store".to_owned())
         .spawn(move || writer.run())?;
     let store: Arc<dyn Store> = Arc::new(store);
-    let client = runbell::sns::client()?;
+    let http = Http::default();
     let known = store.certificates().await?;
     let metrics = Arc::new(Metrics::new());
     let receiver = Arc::new(Receiver::new(Parts {
-        verifier: Verifier::new(config.topics.clone(), client.clone(), known),
+        verifier: Verifier::new(config.topics.clone(), http.clone(), known),
         topics: config.topics.clone(),
-        http: confirm::Http::new(client),
+        http,
         store,
         routes: Arc::new(ArcSwap::from_pointee(Routes::new(config.routes.clone()))),
         wakes: std::collections::HashMap::new(),

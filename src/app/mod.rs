@@ -24,7 +24,7 @@ use crate::metrics::Metrics;
 use crate::receive::{Parts, Receiver};
 use crate::route::Routes;
 use crate::sink::Sink;
-use crate::sns::{self, Verifier, confirm};
+use crate::sns::{self, Verifier};
 use crate::store::sqlite::Sqlite;
 use crate::store::{self, Opened, Store, StoreError};
 use crate::wake::Wake;
@@ -64,9 +64,6 @@ pub enum AppError {
     /// The store cannot be opened or read.
     #[error("cannot use the store")]
     Store(#[from] StoreError),
-    /// The client that talks to SNS cannot be made.
-    #[error("cannot make a client for SNS")]
-    Client(#[from] reqwest::Error),
     /// A thread cannot be started.
     #[error("cannot start the thread that writes")]
     Thread(#[source] io::Error),
@@ -128,7 +125,6 @@ impl App {
             .collect();
         metrics.configured(config.sinks.iter().map(|sink| sink.name.clone()));
         metrics.reloaded(Some(clock.now()));
-        let client = sns::client()?;
         for topic in &config.topics {
             if let Some(endpoint) = &topic.endpoint {
                 tracing::warn!(
@@ -146,14 +142,15 @@ impl App {
             );
             readiness.unready("crypto", error.to_string());
         }
+        let http = sns::Http::default();
         let receiver = Receiver::new(Parts {
             verifier: Verifier::new(
                 config.topics.clone(),
-                client.clone(),
+                http.clone(),
                 store.certificates().await?,
             ),
             topics: config.topics.clone(),
-            http: confirm::Http::new(client),
+            http,
             store: Arc::clone(&store),
             routes: Arc::clone(&routes),
             wakes: wakes(&sinks),

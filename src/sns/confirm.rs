@@ -6,15 +6,11 @@ use std::fmt;
 
 use secrecy::{ExposeSecret as _, SecretString};
 
-use super::TopicSettings;
+use super::{Http, TopicSettings};
 use crate::fault::causes;
 
 /// The most that is read of an answer, in bytes.
 const LARGEST: usize = 64 * 1024;
-
-/// Calls SNS.
-#[derive(Clone, Debug)]
-pub struct Http(reqwest::Client);
 
 /// What came of asking SNS to confirm.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,12 +27,6 @@ pub enum Confirmation {
 }
 
 impl Http {
-    /// Calls with `client`, which follows no redirects.
-    #[must_use]
-    pub const fn new(client: reqwest::Client) -> Self {
-        Self(client)
-    }
-
     /// Confirms the subscription of `topic` that `token` stands for. The token is in no error.
     pub async fn confirm(&self, topic: &TopicSettings, token: &SecretString) -> Confirmation {
         let base = match &topic.endpoint {
@@ -48,9 +38,11 @@ impl Http {
                 }
             },
         };
-        let asked = self
-            .0
-            .get(format!("{base}/"))
+        let asked = match self.get(&format!("{base}/")).await {
+            Ok(asked) => asked,
+            Err(error) => return Confirmation::Failed(failure(error)),
+        };
+        let asked = asked
             .query(&[
                 ("Action", "ConfirmSubscription"),
                 ("Version", "2010-03-31"),

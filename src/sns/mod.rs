@@ -12,6 +12,7 @@ pub mod arn;
 pub mod certificate;
 pub mod confirm;
 mod envelope;
+mod http;
 mod self_test;
 pub mod signer;
 pub mod verify;
@@ -19,6 +20,7 @@ pub mod verify;
 pub use arn::TopicArn;
 pub use certificate::KnownCertificate;
 pub use envelope::MessageType;
+pub use http::Http;
 pub use self_test::{SelfTestError, self_test};
 pub use verify::{Answer, Headers, Refusal, Verified, Verifier};
 
@@ -34,22 +36,4 @@ pub struct TopicSettings {
     pub endpoint: Option<String>,
     /// Whether signature version 1 (SHA-1), which is SNS's default, is accepted.
     pub allow_version_1: bool,
-}
-
-/// How long a call to SNS may take to connect, and in all.
-const CONNECT: std::time::Duration = std::time::Duration::from_secs(5);
-const CALL: std::time::Duration = std::time::Duration::from_secs(10);
-
-/// A client for SNS: follows no redirects, and knows no proxy.
-///
-/// # Errors
-/// When TLS cannot be set up.
-pub fn client() -> Result<reqwest::Client, reqwest::Error> {
-    reqwest::Client::builder()
-        .redirect(reqwest::redirect::Policy::none())
-        .no_proxy()
-        .connect_timeout(CONNECT)
-        .timeout(CALL)
-        .user_agent(concat!("runbell/", env!("CARGO_PKG_VERSION")))
-        .build()
 }

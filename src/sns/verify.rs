@@ -17,7 +17,7 @@ use secrecy::SecretString;
 
 use super::certificate::{Certificates, may_lie_at};
 use super::envelope::{Envelope, Version, shown};
-use super::{KnownCertificate, MessageType, TopicArn, TopicSettings};
+use super::{Http, KnownCertificate, MessageType, TopicArn, TopicSettings};
 
 /// How old a message may be: the longest that SNS retries is an hour; and our clock may be wrong.
 pub const OLDEST: Duration = Duration::from_mins(90);
@@ -172,11 +172,7 @@ impl Verifier {
     /// A verifier for `topics` that fetches with `http`, trusting the certificates in `known` as if
     /// it had fetched them itself.
     #[must_use]
-    pub fn new(
-        topics: Vec<TopicSettings>,
-        http: reqwest::Client,
-        known: Vec<KnownCertificate>,
-    ) -> Self {
+    pub fn new(topics: Vec<TopicSettings>, http: Http, known: Vec<KnownCertificate>) -> Self {
         Self {
             topics: Topics::allowed(topics),
             certificates: Certificates::fetching(http, known),

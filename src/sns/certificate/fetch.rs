@@ -14,7 +14,7 @@ use reqwest::StatusCode;
 use tokio::sync::Semaphore;
 
 use super::pem::LARGEST;
-use super::{Answer, Refusal, refusal};
+use super::{Answer, Http, Refusal, refusal};
 use crate::clock::{earlier, later};
 use crate::fault::causes;
 
@@ -34,7 +34,7 @@ const ONE_MORE_AFTER: Duration = Duration::from_secs(10);
 const MOST_REMEMBERED: usize = 4096;
 
 pub(super) struct Fetcher {
-    http: reqwest::Client,
+    http: Http,
     at_once: Semaphore,
     memory: Mutex<Memory>,
 }
@@ -55,7 +55,7 @@ struct Failure {
 }
 
 impl Fetcher {
-    pub(super) fn new(http: reqwest::Client) -> Self {
+    pub(super) fn new(http: Http) -> Self {
         Self {
             http,
             at_once: Semaphore::new(AT_ONCE),
@@ -109,7 +109,8 @@ impl Fetcher {
         let Ok(_seat) = self.at_once.acquire().await else {
             return Err(Trouble::Network("stopping".to_owned()));
         };
-        let mut answer = self.http.get(url).send().await.map_err(network)?;
+        let asked = self.http.get(url).await.map_err(network)?;
+        let mut answer = asked.send().await.map_err(network)?;
         match answer.status() {
             StatusCode::OK => {}
             status if status.is_server_error() => {

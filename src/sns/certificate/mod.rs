@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{Answer, Refusal, TopicArn, TopicSettings};
+use super::{Answer, Http, Refusal, TopicArn, TopicSettings};
 use crate::clock::since;
 
 mod fetch;
@@ -58,7 +58,7 @@ enum Source {
 
 impl Certificates {
     /// Fetches with `http`; trusts what is `known` as if it had fetched it itself.
-    pub(super) fn fetching(http: reqwest::Client, known: Vec<KnownCertificate>) -> Self {
+    pub(super) fn fetching(http: Http, known: Vec<KnownCertificate>) -> Self {
         let mut kept = HashMap::new();
         for certificate in known {
             match Checked::parse(&certificate.pem) {

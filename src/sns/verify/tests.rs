@@ -245,11 +245,7 @@ async fn a_foreign_topic_is_refused_whoever_signed_it() {
 #[tokio::test]
 async fn a_foreign_topic_causes_no_fetch() {
     // Nobody listens there: a fetch would be another word.
-    let verifier = Verifier::new(
-        vec![settings(true)],
-        crate::sns::client().unwrap(),
-        Vec::new(),
-    );
+    let verifier = Verifier::new(vec![settings(true)], Http::default(), Vec::new());
     let signer = signer(&Certificate::default());
     let topic = "arn:aws:sns:us-east-1:999999999999:t".to_owned();
     let body = body(

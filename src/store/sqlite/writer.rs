@@ -8,6 +8,7 @@
 use std::fs::File;
 use std::io::Read as _;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use rusqlite::{Connection, TransactionBehavior};
 use rustix::fs::{FallocateFlags, fallocate};
@@ -20,6 +21,13 @@ use crate::store::StoreError;
 
 /// How many jobs share a transaction at most.
 const LARGEST_BATCH: usize = 256;
+
+/// A batch of so many jobs shows that more are on their way.
+const BUSY: usize = 8;
+
+/// How long those are waited for, to share a transaction: its fixed price is worth more than that
+/// wait to whoever waits with many others, and one that comes by itself never waits.
+const LINGER: Duration = Duration::from_millis(1);
 
 /// Changes the file; `app` gives it a thread.
 pub struct Writer {
@@ -75,8 +83,16 @@ impl Writer {
     /// Writes until nobody can ask for anything any more.
     pub fn run(mut self) {
         let mut batch = Vec::with_capacity(LARGEST_BATCH);
-        while self.jobs.blocking_recv_many(&mut batch, LARGEST_BATCH) > 0 {
+        loop {
+            let many = self.jobs.blocking_recv_many(&mut batch, LARGEST_BATCH);
+            if many == 0 {
+                break;
+            }
             self.write(std::mem::take(&mut batch));
+            if (BUSY..LARGEST_BATCH).contains(&many) {
+                #[expect(clippy::disallowed_methods, reason = "a thread of its own may wait")]
+                std::thread::sleep(LINGER);
+            }
         }
         // So that the file stands alone when it is copied after an orderly end.
         if let Err(error) = self
