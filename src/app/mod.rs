@@ -165,7 +165,7 @@ impl App {
                 tracing::error!(
                     sink = left.sink,
                     waiting = left.waiting,
-                    "deliveries wait for a sink that the settings no longer name; put it back, or they wait on"
+                    "deliveries wait for a sink that the settings no longer name: put it back, or give them up with `runbell dead bury`"
                 );
             }
         }
