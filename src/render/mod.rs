@@ -1,6 +1,8 @@
 //! Events into what sinks send: a [`Notice`] carries everything that a sink may say.
 //!
-//! Pure. `deliver` renders; sinks bring the notice into their format and never build one by hand.
+//! Pure. `deliver` renders; sinks that speak to machines write the event, sinks that speak to people
+//! ask for its [`Document`], fit it into their measure and bring it into their markup. Nobody builds
+//! either by hand.
 
 use std::fmt::Write as _;
 
@@ -8,6 +10,12 @@ use jiff::Timestamp;
 
 use crate::delivery::Marks;
 use crate::event::Event;
+
+mod document;
+mod plain;
+
+pub use document::{Document, Fact, Link, Tone};
+pub use plain::{Markup, Plain};
 
 /// What a sink is to tell: one event, with what its reader has to know besides.
 #[derive(Clone, Debug)]
