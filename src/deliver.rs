@@ -103,7 +103,8 @@ impl Worker {
             not_before = not_before.min(later(now, STORE_TROUBLE));
             let limit = self.room(under_way.len());
             let may_lease = limit > 0 && !stop.is_cancelled();
-            if may_lease && look_at.max(not_before) <= now {
+            let free_at = self.sink.free_at();
+            if may_lease && look_at.max(not_before).max(free_at) <= now {
                 match self.turn(std::mem::take(&mut done), limit).await {
                     Ok(leased) => {
                         let now = self.clock.now();
@@ -137,7 +138,7 @@ impl Worker {
                 () = stop.cancelled(), if under_way.is_empty() => break,
                 () = async {
                     self.wake.wait(&self.clock, Some(look_at)).await;
-                    self.clock.sleep_until(not_before).await;
+                    self.clock.sleep_until(not_before.max(free_at)).await;
                 }, if may_lease => look_at = Timestamp::MIN,
             }
         }

@@ -6,7 +6,7 @@
 //! ([`render`]), has a sink send it ([`sink`]), and settles what came of it ([`retry`]).
 //!
 //! A file imports only from lower floors; floors from the ground up: [`clock`], [`units`], [`fault`],
-//! [`wake`], [`metrics`], [`health`] · [`delivery`], [`event`], [`retry`], [`sns`] · [`render`], [`store`], [`order`],
+//! [`secret`], [`wake`], [`metrics`], [`health`] · [`delivery`], [`event`], [`retry`], [`sns`] · [`render`], [`store`], [`order`],
 //! [`route`] · [`sink`], [`receive`] · [`web`], [`deliver`] · [`config`] · [`app`] · [`cli`].
 
 pub mod app;
@@ -24,6 +24,7 @@ pub mod receive;
 pub mod render;
 pub mod retry;
 pub mod route;
+pub mod secret;
 pub mod sink;
 pub mod sns;
 pub mod store;

@@ -24,6 +24,7 @@ use crate::metrics::Metrics;
 use crate::receive::{Parts, Receiver};
 use crate::route::Routes;
 use crate::sink::Sink;
+use crate::sink::http::Paces;
 use crate::sns::{self, Verifier};
 use crate::store::sqlite::Sqlite;
 use crate::store::{self, Opened, Store, StoreError};
@@ -118,10 +119,14 @@ impl App {
         let metrics = Arc::new(Metrics::new());
         let readiness = Readiness::new();
         let routes = Arc::new(ArcSwap::from_pointee(Routes::new(config.routes.clone())));
+        let mut paces = Paces::default();
         let sinks: Vec<_> = config
             .sinks
             .iter()
-            .map(|sink| (sink.name.clone(), sink.open(&clock), Wake::default()))
+            .map(|sink| {
+                let opened = sink.open(&clock, &mut paces);
+                (sink.name.clone(), opened, Wake::default())
+            })
             .collect();
         metrics.configured(config.sinks.iter().map(|sink| sink.name.clone()));
         metrics.reloaded(Some(clock.now()));

@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer};
 use toml::Value;
 
 use super::Surroundings;
+use crate::secret::NOT_HERE;
 
 /// Where a secret lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,9 +63,7 @@ impl<'de> Deserialize<'de> for Secret {
             (Some((key, Value::String(path))), None) if key == "file" => {
                 Ok(Self::File(path.clone()))
             }
-            _ => Err(serde::de::Error::custom(
-                "a secret is not written into the settings: write { env = \"NAME\" } or { file = \"PATH\" }",
-            )),
+            _ => Err(serde::de::Error::custom(NOT_HERE)),
         }
     }
 }

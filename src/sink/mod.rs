@@ -6,14 +6,19 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 
 use crate::clock::Clock;
 use crate::render::Notice;
 use crate::retry::{Patience, Verdict};
 
+pub mod discord;
 pub mod file;
+pub mod http;
 pub mod record;
+pub mod slack;
 pub mod stdout;
+pub mod webhook;
 
 /// How a sink wants its notices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +34,11 @@ pub struct Capacity {
 pub trait Sink: Send + Sync + 'static {
     /// How it wants its notices.
     fn capacity(&self) -> Capacity;
+
+    /// When it may be given the next notice at the earliest: services count how many they get.
+    fn free_at(&self) -> Timestamp {
+        Timestamp::MIN
+    }
 
     /// How long it is worth trying.
     fn patience(&self) -> Patience {
@@ -59,16 +69,21 @@ pub enum Kind {
     File(file::Checked),
     /// Lines on standard output.
     Stdout(stdout::Settings),
+    /// Calls of a web service.
+    Http(http::Checked),
 }
 
 impl Configured {
     /// The sink itself. What it needs outside is opened when the first notice comes, so that a sink
     /// in trouble keeps nobody from starting.
     #[must_use]
-    pub fn open(&self, clock: &Clock) -> Arc<dyn Sink> {
+    pub fn open(&self, clock: &Clock, paces: &mut http::Paces) -> Arc<dyn Sink> {
         match &self.kind {
             Kind::File(settings) => Arc::new(file::FileSink::new(settings.clone(), clock.clone())),
             Kind::Stdout(_) => Arc::new(stdout::StdoutSink),
+            Kind::Http(checked) => {
+                Arc::new(http::HttpSink::new(checked.clone(), clock.clone(), paces))
+            }
         }
     }
 }

@@ -192,7 +192,7 @@ fn address(document: &mut Document, path: &[&str], text: &str) -> Option<SocketA
     parsed.ok()
 }
 
-fn reveal(
+pub(super) fn reveal(
     document: &mut Document,
     around: &Surroundings<'_>,
     path: &[&str],

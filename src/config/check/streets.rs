@@ -2,18 +2,23 @@
 
 use std::collections::HashMap;
 
+use secrecy::ExposeSecret as _;
+use serde::Deserialize as _;
 use serde::de::DeserializeOwned;
 use toml::Value;
 
+use super::doors::reveal;
 use crate::config::Surroundings;
 use crate::config::document::Document;
 use crate::config::file::TopicFile;
+use crate::config::secret::Secret;
 use crate::fault::{Fault, meant};
 use crate::route::{self, Route};
-use crate::sink::{Configured, Kind, file, stdout};
+use crate::secret::REVEALED;
+use crate::sink::{Configured, Kind, discord, file, slack, stdout, webhook};
 use crate::sns::TopicSettings;
 
-const SINKS: [&str; 2] = ["file", "stdout"];
+const SINKS: [&str; 5] = ["file", "stdout", "webhook", "slack", "discord"];
 
 pub(super) fn topics(document: &mut Document) -> Vec<TopicSettings> {
     let mut topics: Vec<TopicSettings> = Vec::new();
@@ -67,18 +72,37 @@ pub(super) fn sinks(document: &mut Document, around: &Surroundings<'_>) -> Vec<C
             );
             continue;
         };
-        let rest = Value::Table(table);
+        let mut rest = Value::Table(table);
+        let mut path: Vec<String> = at.iter().map(|key| (*key).to_owned()).collect();
+        if !reveal_all(document, around, &mut path, &mut rest) {
+            continue;
+        }
+        let folder = around.folder;
         let kind = match kind.as_str() {
-            "file" => sink(document, &at, &rest, |it: file::Settings| {
-                it.check(around.folder)
-            })
-            .map(Kind::File),
+            "file" => {
+                sink(document, &at, &rest, |it: file::Settings| it.check(folder)).map(Kind::File)
+            }
             "stdout" => sink(document, &at, &rest, |it: stdout::Settings| Ok(it)).map(Kind::Stdout),
+            "webhook" => sink(document, &at, &rest, |it: webhook::Settings| {
+                it.check(folder)
+            })
+            .map(Kind::Http),
+            "slack" => {
+                sink(document, &at, &rest, |it: slack::Settings| it.check(folder)).map(Kind::Http)
+            }
+            "discord" => sink(document, &at, &rest, |it: discord::Settings| {
+                it.check(folder)
+            })
+            .map(Kind::Http),
             other => {
                 let suggestion = meant(other, SINKS);
                 document.fault(
                     &["sink", &name, "type"],
-                    format!("no sink is of type `{other}`{suggestion}; there are `{kinds}`"),
+                    if suggestion.is_empty() {
+                        format!("no sink is of type `{other}`; there are `{kinds}`")
+                    } else {
+                        format!("no sink is of type `{other}`{suggestion}")
+                    },
                 );
                 None
             }
@@ -97,6 +121,44 @@ pub(super) fn sinks(document: &mut Document, around: &Surroundings<'_>) -> Vec<C
         }
     }
     sinks
+}
+
+/// Puts every secret that `value` says the place of in that place, marked; whether all were there.
+fn reveal_all(
+    document: &mut Document,
+    around: &Surroundings<'_>,
+    path: &mut Vec<String>,
+    value: &mut Value,
+) -> bool {
+    if let Ok(secret) = Secret::deserialize(value.clone()) {
+        let keys: Vec<&str> = path.iter().map(String::as_str).collect();
+        let Some(revealed) = reveal(document, around, &keys, &secret) else {
+            return false;
+        };
+        let revealed = Value::String(revealed.expose_secret().to_owned());
+        *value = Value::Table([(REVEALED.to_owned(), revealed)].into_iter().collect());
+        return true;
+    }
+    let mut all = true;
+    let mut each = |path: &mut Vec<String>, key: String, value: &mut Value| {
+        path.push(key);
+        all &= reveal_all(document, around, path, value);
+        path.pop();
+    };
+    match value {
+        Value::Table(table) => {
+            for (key, value) in table.iter_mut() {
+                each(path, key.clone(), value);
+            }
+        }
+        Value::Array(array) => {
+            for (number, value) in array.iter_mut().enumerate() {
+                each(path, number.to_string(), value);
+            }
+        }
+        _ => {}
+    }
+    all
 }
 
 fn sink<S: DeserializeOwned, C>(

@@ -110,7 +110,7 @@ error: missing key `arn`
 13 | [[topic]]
    | ^^^^^^^^^
 
-error: no sink is of type `fle`: did you mean `file`?; there are `file`, `stdout`
+error: no sink is of type `fle`: did you mean `file`?
   --> runbell.toml:15:8
    |
 15 | type = 'fle'

@@ -1,0 +1,379 @@
+//! What all sinks that speak HTTP share: connections, deadlines, pace, verdicts.
+//!
+//! A vendor is one small file that says how its call looks and what its answers mean ([`Vendor`]);
+//! [`HttpSink`] does the rest. Redirects are never followed, proxies are used only when configured,
+//! private addresses are spoken to only when that was said. URLs may hold secrets, so no error names
+//! one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::{Method, Url};
+use serde::Deserialize;
+use tokio::sync::OnceCell;
+
+use super::{Capacity, Sink};
+use crate::clock::Clock;
+use crate::fault::{Fault, causes};
+use crate::render::Notice;
+use crate::retry::{Scope, Verdict};
+use crate::secret::SecretText;
+use crate::units::Span;
+
+mod address;
+mod answer;
+mod pace;
+
+pub use answer::{Answer, retry_after};
+pub use pace::{Pace, Paces, Rate};
+
+/// How long one attempt may take when nobody says.
+const USUAL_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long connecting may take.
+const CONNECT: Duration = Duration::from_secs(5);
+/// How much of an answer is read, in bytes.
+const LARGEST_ANSWER: usize = 16 * 1024;
+
+/// Settings of the connection, `http = { … }` in each sink that speaks HTTP.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// How long one attempt may take.
+    pub timeout: Option<Span>,
+    /// Whether addresses of private networks are spoken to.
+    pub allow_private: bool,
+    /// A proxy; none is taken from the environment.
+    pub proxy: Option<String>,
+    /// A file with certificates of authorities to trust besides the system's.
+    pub ca: Option<std::path::PathBuf>,
+}
+
+/// Checked settings of the connection.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    timeout: Duration,
+    allow_private: bool,
+    proxy: Option<Url>,
+    ca: Option<Vec<u8>>,
+}
+
+/// One call.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// The method.
+    pub method: Method,
+    /// Where to.
+    pub url: Url,
+    /// What besides the body is said.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+impl Call {
+    /// Posts JSON.
+    #[must_use]
+    pub fn json(url: &Url, value: &serde_json::Value) -> Self {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        Self {
+            method: Method::POST,
+            url: url.clone(),
+            headers,
+            body: value.to_string().into_bytes(),
+        }
+    }
+}
+
+/// How one service is spoken to.
+pub trait Vendor: Send + Sync + 'static {
+    /// How fast one destination may be written to; `None` when the service says nothing of it.
+    fn rate(&self) -> Option<Rate> {
+        None
+    }
+
+    /// How many calls may be under way at once.
+    fn at_once(&self) -> usize {
+        1
+    }
+
+    /// What names the destination: sinks that share it share its pace.
+    fn destination(&self) -> String;
+
+    /// The call that brings a notice, within the service's limits.
+    fn call(&self, notice: &Notice, at: Timestamp) -> Call;
+
+    /// The same as text without any form, for a service that refused the form; `None` when there is
+    /// nothing plainer.
+    fn plain(&self, _notice: &Notice, _at: Timestamp) -> Option<Call> {
+        None
+    }
+
+    /// What an answer means.
+    fn verdict(&self, answer: &Answer) -> Verdict {
+        answer.usual()
+    }
+}
+
+impl Settings {
+    /// Turns them into a connection; relative paths start from `folder`.
+    ///
+    /// # Errors
+    /// Everything that is wrong with them.
+    pub fn check(self, folder: &std::path::Path) -> Result<Connection, Vec<Fault>> {
+        let mut faults = Vec::new();
+        let proxy = self.proxy.and_then(|text| {
+            let url = Url::parse(&text).ok().filter(Url::has_host);
+            if url.is_none() {
+                faults.push(Fault::at(
+                    &["http", "proxy"],
+                    "this is no URL of a proxy: it looks like `http://proxy.example.com:3128`",
+                ));
+            }
+            url
+        });
+        let ca = self.ca.and_then(|path| {
+            let path = folder.join(path);
+            let shown = path.display();
+            let read = std::fs::read(&path)
+                .map_err(|error| format!("{shown} cannot be read: {error}"))
+                .and_then(|pem| match reqwest::Certificate::from_pem_bundle(&pem) {
+                    Ok(found) if !found.is_empty() => Ok(pem),
+                    _ => Err(format!("{shown} holds no certificate in PEM form")),
+                });
+            read.map_err(|why| faults.push(Fault::at(&["http", "ca"], why)))
+                .ok()
+        });
+        let timeout = self.timeout.map_or(USUAL_TIMEOUT, |span| span.0);
+        if timeout.is_zero() {
+            faults.push(Fault::at(&["http", "timeout"], "no time is too little"));
+        }
+        if faults.is_empty() {
+            Ok(Connection {
+                timeout,
+                allow_private: self.allow_private,
+                proxy,
+                ca,
+            })
+        } else {
+            Err(faults)
+        }
+    }
+}
+
+impl Settings {
+    /// The connection and the URL of the service, which the settings call `url`.
+    ///
+    /// # Errors
+    /// Everything that is wrong with either.
+    pub fn check_with_url(
+        self,
+        folder: &std::path::Path,
+        url: &SecretText,
+    ) -> Result<(Connection, Url), Vec<Fault>> {
+        let connection = self.check(folder)?;
+        match connection.url(url.expose()) {
+            Ok(url) => Ok((connection, url)),
+            Err(why) => Err(vec![Fault::at(&["url"], why)]),
+        }
+    }
+}
+
+impl Connection {
+    /// Reads the URL of a service, and says what is wrong with it without repeating it.
+    ///
+    /// # Errors
+    /// When it is none, or leads where this connection may not go.
+    pub fn url(&self, text: &str) -> Result<Url, &'static str> {
+        let url = Url::parse(text.trim()).map_err(|_| "this is no URL")?;
+        if !matches!(url.scheme(), "https" | "http") || !url.has_host() {
+            return Err("this is no URL of a web service: it begins with `https://`");
+        }
+        let host = url.host_str().unwrap_or_default();
+        let literal = host.trim_matches(['[', ']']).parse();
+        let is_private = literal.is_ok_and(|literal| !address::is_public(literal));
+        if is_private && !self.allow_private {
+            return Err(
+                "this address is private; if that is meant, say `http = { allow_private = true }`",
+            );
+        }
+        if url.scheme() == "http" && !self.allow_private {
+            return Err("without TLS anybody on the way can read it: use `https://`");
+        }
+        Ok(url)
+    }
+
+    fn client(&self) -> Result<reqwest::Client, reqwest::Error> {
+        let mut client = reqwest::Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .connect_timeout(CONNECT.min(self.timeout))
+            .timeout(self.timeout)
+            .tcp_nodelay(true)
+            .user_agent(concat!("runbell/", env!("CARGO_PKG_VERSION")));
+        if let Some(proxy) = &self.proxy {
+            client = client.proxy(reqwest::Proxy::all(proxy.clone())?);
+        } else if !self.allow_private {
+            client = client.dns_resolver(Arc::new(address::PublicOnly));
+        }
+        if let Some(pem) = &self.ca {
+            client = client.tls_certs_merge(reqwest::Certificate::from_pem_bundle(pem)?);
+        }
+        client.build()
+    }
+}
+
+/// A service and the way to it, checked.
+#[derive(Clone)]
+pub struct Checked {
+    /// How it is spoken to.
+    pub vendor: Arc<dyn Vendor>,
+    /// The connection.
+    pub connection: Connection,
+}
+
+impl std::fmt::Debug for Checked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // What a vendor keeps is mostly secret.
+        f.debug_struct("Checked").finish_non_exhaustive()
+    }
+}
+
+/// A sink that speaks HTTP.
+pub struct HttpSink {
+    vendor: Arc<dyn Vendor>,
+    connection: Connection,
+    client: OnceCell<reqwest::Client>,
+    pace: Option<Arc<Pace>>,
+    clock: Clock,
+}
+
+impl HttpSink {
+    /// A sink that brings notices to a service, at the pace of its destination.
+    #[must_use]
+    pub fn new(checked: Checked, clock: Clock, paces: &mut Paces) -> Self {
+        let Checked { vendor, connection } = checked;
+        let pace = vendor
+            .rate()
+            .map(|rate| paces.of(&vendor.destination(), rate));
+        Self {
+            vendor,
+            connection,
+            client: OnceCell::new(),
+            pace,
+            clock,
+        }
+    }
+
+    async fn bring(&self, notice: &Notice) -> Verdict {
+        let verdict = self
+            .attempt(self.vendor.call(notice, self.clock.now()))
+            .await;
+        // A notice is never lost to its looks.
+        if let Verdict::Refused { content: true, why } = &verdict
+            && let Some(plain) = self.vendor.plain(notice, self.clock.now())
+        {
+            tracing::warn!(
+                why,
+                "a notice was refused for its form; it is sent as plain text"
+            );
+            return self.attempt(plain).await;
+        }
+        verdict
+    }
+
+    async fn attempt(&self, call: Call) -> Verdict {
+        if let Some(pace) = &self.pace {
+            let at = pace.take(self.clock.now());
+            self.clock.sleep_until(at).await;
+        }
+        let client = match self
+            .client
+            .get_or_try_init(async || self.connection.client())
+            .await
+        {
+            Ok(client) => client,
+            Err(error) => {
+                return Verdict::Broken {
+                    why: causes(&error.without_url()),
+                };
+            }
+        };
+        let request = client
+            .request(call.method, call.url)
+            .headers(call.headers)
+            .body(call.body);
+        match self.answer(request).await {
+            Ok(answer) => self.vendor.verdict(&answer),
+            Err(error) => trouble(error),
+        }
+    }
+
+    async fn answer(&self, request: reqwest::RequestBuilder) -> Result<Answer, reqwest::Error> {
+        let mut response = request.send().await?;
+        let said = response.headers().get(RETRY_AFTER);
+        let retry_after = said
+            .and_then(|value| value.to_str().ok())
+            .and_then(|text| retry_after(text, self.clock.now()));
+        let mut body = Vec::new();
+        while body.len() < LARGEST_ANSWER
+            && let Some(chunk) = response.chunk().await?
+        {
+            body.extend_from_slice(&chunk);
+        }
+        body.truncate(LARGEST_ANSWER);
+        Ok(Answer {
+            status: response.status().as_u16(),
+            retry_after,
+            body: String::from_utf8_lossy(&body).into_owned(),
+        })
+    }
+}
+
+/// What it means that no answer came. Until a connection stands, nothing was said; after that nobody
+/// knows how much of it was heard.
+fn trouble(error: reqwest::Error) -> Verdict {
+    let never_began = error.is_connect() || error.is_builder();
+    let why = causes(&error.without_url());
+    if never_began {
+        Verdict::Retry {
+            why,
+            after: None,
+            scope: Scope::Sink,
+            progress: None,
+        }
+    } else {
+        Verdict::Unknown { why }
+    }
+}
+
+#[async_trait]
+impl Sink for HttpSink {
+    fn capacity(&self) -> Capacity {
+        Capacity {
+            per_send: 1,
+            at_once: self.vendor.at_once(),
+        }
+    }
+
+    fn free_at(&self) -> Timestamp {
+        let now = self.clock.now();
+        self.pace.as_ref().map_or(now, |pace| pace.free_at(now))
+    }
+
+    async fn send(&self, notices: &[Notice]) -> Vec<Verdict> {
+        let mut verdicts = Vec::with_capacity(notices.len());
+        for notice in notices {
+            let verdict = self.bring(notice).await;
+            let is_sent = matches!(verdict, Verdict::Sent { .. });
+            verdicts.push(verdict);
+            if !is_sent {
+                break;
+            }
+        }
+        verdicts
+    }
+}
