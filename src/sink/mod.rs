@@ -80,7 +80,7 @@ impl Configured {
     pub fn open(&self, clock: &Clock, paces: &mut http::Paces) -> Arc<dyn Sink> {
         match &self.kind {
             Kind::File(settings) => Arc::new(file::FileSink::new(settings.clone(), clock.clone())),
-            Kind::Stdout(_) => Arc::new(stdout::StdoutSink),
+            Kind::Stdout(_) => Arc::new(stdout::StdoutSink::default()),
             Kind::Http(checked) => {
                 Arc::new(http::HttpSink::new(checked.clone(), clock.clone(), paces))
             }

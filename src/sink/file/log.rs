@@ -64,7 +64,9 @@ pub(super) struct Log {
     size: u64,
     /// When it was written last.
     written_at: Timestamp,
-    /// The ids of the last lines there were when it was opened; read when first asked for.
+    /// How long it was when it was opened.
+    opened_at: u64,
+    /// The ids of the last lines there were then; read when first asked for.
     before: Option<HashSet<String>>,
 }
 
@@ -82,11 +84,7 @@ impl Log {
             return Err(LogError::NoFolder(fixed.to_owned()));
         }
         if let Some(folder) = path.parent() {
-            let mut builder = fs::DirBuilder::new();
-            builder.recursive(true).mode(0o750);
-            builder
-                .create(folder)
-                .map_err(|source| failed("make the folder", folder, source))?;
+            make_folders(folder).map_err(|source| failed("make the folder", folder, source))?;
         }
         let (file, is_new) = open_or_make(path, mode)?;
         let found = file
@@ -110,6 +108,7 @@ impl Log {
             mode,
             rotation: rotation.clone(),
             size,
+            opened_at: size,
             written_at: modified.filter(|_| size > 0).unwrap_or(now),
             before: None,
         })
@@ -125,11 +124,13 @@ impl Log {
         }
     }
 
-    /// Whether a line of that id is among the last of this file, or of the one before it.
+    /// Whether a line of that id was among the last of this file, or of the one that was set aside
+    /// before it, when it was opened. One in a file of another name, of the day before, is not found:
+    /// there the line stands twice, and the second says that it may.
     pub(super) fn has(&mut self, id: &str) -> Result<bool, LogError> {
         let before = match self.before.take() {
             Some(before) => before,
-            None => tail::ids(&self.path, &self.file, self.size)
+            None => tail::ids(&self.path, &self.file, self.opened_at)
                 .map_err(|source| failed("read back", &self.path, source))?,
         };
         Ok(self.before.insert(before).contains(id))
@@ -172,10 +173,26 @@ impl Log {
             .map_err(|_| LogError::InUse(self.path.clone()))?;
         self.file = file;
         self.size = 0;
+        self.opened_at = 0;
         sync_folder(&self.path)
             .map_err(|source| failed("sync the folder of", &self.path, source))?;
         self.rotation.tidy(&self.path, now);
         Ok(())
+    }
+}
+
+/// Makes a folder with those that it lies in, each safe in the one before.
+fn make_folders(folder: &Path) -> io::Result<()> {
+    if folder.is_dir() || folder.as_os_str().is_empty() {
+        return Ok(());
+    }
+    if let Some(above) = folder.parent() {
+        make_folders(above)?;
+    }
+    match fs::DirBuilder::new().mode(0o750).create(folder) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Ok(()) => sync_folder(folder),
+        failed => failed,
     }
 }
 

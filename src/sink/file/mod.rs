@@ -150,13 +150,22 @@ impl Checked {
     }
 }
 
+/// A line on its way to a file.
+struct Line {
+    path: PathBuf,
+    id: String,
+    may_be_there: bool,
+    text: Vec<u8>,
+}
+
 /// Lines by the file that they go to, in the order of their first lines.
-type ByPath<'n> = Vec<(PathBuf, Vec<&'n Notice>)>;
+type ByPath<'l> = Vec<(&'l Path, Vec<&'l Line>)>;
 
 /// Writes lines to files.
 pub struct FileSink {
+    settings: Checked,
     clock: Clock,
-    /// One `send` at a time; the lock never waits.
+    /// Held for as long as a batch takes: only where blocking is allowed.
     files: Arc<Mutex<Files>>,
 }
 
@@ -170,10 +179,11 @@ impl FileSink {
     #[must_use]
     pub fn new(settings: Checked, clock: Clock) -> Self {
         let files = Files {
-            settings,
+            settings: settings.clone(),
             open: HashMap::new(),
         };
         Self {
+            settings,
             clock,
             files: Arc::new(Mutex::new(files)),
         }
@@ -202,10 +212,21 @@ impl Sink for FileSink {
 
     async fn send(&self, notices: &[Notice]) -> Vec<Verdict> {
         let files = Arc::clone(&self.files);
-        let (batch, now) = (notices.to_vec(), self.clock.now());
+        let now = self.clock.now();
+        let line = |notice: &Notice| {
+            let mut text = Vec::with_capacity(1024 + notice.event.body.len());
+            write_line(notice, &mut text);
+            Line {
+                path: self.settings.template.expand(notice, now),
+                id: notice.id.clone(),
+                may_be_there: notice.marks.possible_repeat,
+                text,
+            }
+        };
+        let lines: Vec<Line> = notices.iter().map(line).collect();
         let written = tokio::task::spawn_blocking(move || {
             let mut files = files.lock().unwrap_or_else(PoisonError::into_inner);
-            files.write(&batch, now)
+            files.write(&lines, now)
         })
         .await;
         let (sent, failure) = match written {
@@ -224,8 +245,14 @@ impl Sink for FileSink {
     }
 
     async fn reopen(&self) {
-        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
-        files.open.clear();
+        let files = Arc::clone(&self.files);
+        let closed = tokio::task::spawn_blocking(move || {
+            let mut files = files.lock().unwrap_or_else(PoisonError::into_inner);
+            files.open.clear();
+        });
+        if closed.await.is_err() {
+            tracing::error!("the files were not opened anew");
+        }
     }
 }
 
@@ -249,13 +276,13 @@ impl LogError {
 
 impl Files {
     /// Writes them in order, few files at a time; how many are safe, and what stopped it.
-    fn write(&mut self, notices: &[Notice], now: Timestamp) -> (usize, Option<LogError>) {
+    fn write(&mut self, lines: &[Line], now: Timestamp) -> (usize, Option<LogError>) {
         let mut sent = 0;
         let mut by_path = ByPath::new();
-        for (at, notice) in notices.iter().enumerate() {
-            let path = self.settings.template.expand(notice, now);
+        for (at, line) in lines.iter().enumerate() {
+            let path = line.path.as_path();
             if let Some((_, lines)) = by_path.iter_mut().find(|(known, _)| *known == path) {
-                lines.push(notice);
+                lines.push(line);
             } else {
                 if by_path.len() == MOST_OPEN {
                     if let Err(error) = self.write_whole(&by_path, now) {
@@ -264,11 +291,11 @@ impl Files {
                     sent = at;
                     by_path.clear();
                 }
-                by_path.push((path, vec![notice]));
+                by_path.push((path, vec![line]));
             }
         }
         match self.write_whole(&by_path, now) {
-            Ok(()) => (notices.len(), None),
+            Ok(()) => (lines.len(), None),
             Err(error) => (sent, Some(error)),
         }
     }
@@ -277,16 +304,16 @@ impl Files {
     fn write_whole(&mut self, by_path: &ByPath<'_>, now: Timestamp) -> Result<(), LogError> {
         self.close_some(by_path.len());
         let mut begun = Vec::new();
-        let written = by_path.iter().try_for_each(|(path, notices)| {
+        let written = by_path.iter().try_for_each(|(path, lines)| {
             let log = self.log(path, now)?;
-            let mut lines = Vec::new();
-            for notice in notices {
-                if !(notice.marks.possible_repeat && log.has(&notice.id)?) {
-                    write_line(notice, &mut lines);
+            let mut text = Vec::new();
+            for line in lines {
+                if !(line.may_be_there && log.has(&line.id)?) {
+                    text.extend_from_slice(&line.text);
                 }
             }
-            begun.push(path);
-            log.write(&lines, now)
+            begun.push(*path);
+            log.write(&text, now)
         });
         if written.is_ok() {
             tracing::trace!(target: "runbell::point", "written");
@@ -294,7 +321,7 @@ impl Files {
         let synced = written.and_then(|()| {
             by_path
                 .iter()
-                .try_for_each(|(path, _)| match self.open.get_mut(path) {
+                .try_for_each(|(path, _)| match self.open.get_mut(*path) {
                     Some(log) => log.sync(),
                     None => Ok(()),
                 })
@@ -309,7 +336,7 @@ impl Files {
                 for path in begun {
                     if let Some(mut log) = self.open.remove(path) {
                         match log.cut_back() {
-                            Ok(()) => drop(self.open.insert(path.clone(), log)),
+                            Ok(()) => drop(self.open.insert(path.to_owned(), log)),
                             // Opened anew it will read its tail, to see what is there.
                             Err(_) => is_certain = false,
                         }

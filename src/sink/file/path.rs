@@ -1,5 +1,6 @@
 //! Where a line goes: a path with placeholders, filled so that no value can lead elsewhere.
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -27,8 +28,10 @@ const FIELDS: [&str; 10] = [
     "date", "hour", "account", "region", "topic", "route", "command", "instance", "status", "kind",
 ];
 
-/// The longest value in a path, in bytes; file systems take 255.
+/// The longest value in a path, in bytes.
 const LONGEST: usize = 100;
+/// The longest part of a path, in bytes; file systems take 255.
+const LONGEST_PART: usize = 200;
 
 impl Template {
     pub(super) fn parse(text: &str) -> Result<Self, String> {
@@ -84,8 +87,37 @@ impl Template {
                 Part::Field(field) => path.push_str(&safe(&value(field, notice, now))),
             }
         }
+        if path.split('/').any(|part| part.len() > LONGEST_PART) {
+            path = path.split('/').map(bounded).collect::<Vec<_>>().join("/");
+        }
         path.into()
     }
+}
+
+/// A part of a path that file systems take, with room for what rotation adds. What is cut is told
+/// apart by its hash.
+fn bounded(part: &str) -> String {
+    if part.len() <= LONGEST_PART {
+        return part.to_owned();
+    }
+    let hash = openssl::sha::sha256(part.as_bytes());
+    let hash = hash.iter().take(8).fold(String::new(), |mut text, byte| {
+        // Writing to a text cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    });
+    let (stem, extension) = part
+        .rsplit_once('.')
+        .filter(|(_, extension)| extension.len() <= 10)
+        .map_or((part, String::new()), |(stem, extension)| {
+            (stem, format!(".{extension}"))
+        });
+    let mut end = LONGEST_PART - 1 - hash.len() - extension.len();
+    while !stem.is_char_boundary(end) {
+        end -= 1;
+    }
+    let stem = stem.get(..end).unwrap_or(stem);
+    format!("{stem}-{hash}{extension}")
 }
 
 fn value(field: &str, notice: &Notice, now: Timestamp) -> String {
@@ -168,6 +200,18 @@ mod tests {
         ] {
             assert_eq!(expand("/a/{instance}", value), expected, "{value:?}");
         }
+    }
+
+    #[test]
+    fn a_name_that_is_too_long_is_cut_and_told_apart() {
+        let one = expand("/a/{instance}-{instance}-{instance}.jsonl", &"x".repeat(99));
+        let other = expand("/a/{instance}-{instance}-{instance}.jsonl", &"x".repeat(98));
+        for path in [&one, &other] {
+            let name = path.strip_prefix("/a/").unwrap();
+            assert_eq!(name.len(), LONGEST_PART);
+            assert_eq!(name.rsplit_once('.').map(|it| it.1), Some("jsonl"));
+        }
+        assert_ne!(one, other);
     }
 
     #[test]

@@ -70,8 +70,9 @@ impl Rotation {
         ))
     }
 
-    /// Compresses what is not yet, and deletes what is old. A crash in between leaves both files or
-    /// neither half: what is missing is done the next time. Trouble is no reason not to write.
+    /// Deletes what is old, and compresses what is not yet: in that order, since a full disk is where
+    /// it matters. A crash in between leaves both files or neither half: what is missing is done the
+    /// next time. Trouble with one file is no reason to leave the others, or not to write.
     pub(super) fn tidy(&self, path: &Path, now: Timestamp) {
         if let Err(error) = self.try_to_tidy(path, now) {
             let path = path.display();
@@ -85,23 +86,24 @@ impl Rotation {
         }
         let mut aside = set_aside(path)?;
         aside.sort();
-        if self.compress {
-            for file in &mut aside {
-                if file.path.extension().is_none_or(|it| it != "zst") {
-                    file.path = compress(&file.path)?;
-                }
-            }
-        }
+        let mut trouble = Ok(());
         let oldest = self.keep.map(|keep| earlier(now, keep));
         let many = self
             .keep_files
             .map_or(0, |most| aside.len().saturating_sub(most));
         for (at, file) in aside.iter().enumerate() {
-            if at < many || oldest.is_some_and(|oldest| file.at < oldest) {
-                fs::remove_file(&file.path)?;
-            }
+            let is_old = at < many || oldest.is_some_and(|oldest| file.at < oldest);
+            let is_plain = file.path.extension().is_none_or(|it| it != "zst");
+            let done = if is_old {
+                fs::remove_file(&file.path)
+            } else if self.compress && is_plain {
+                compress(&file.path)
+            } else {
+                Ok(())
+            };
+            trouble = trouble.and(done);
         }
-        Ok(())
+        trouble
     }
 }
 
@@ -163,16 +165,22 @@ fn time_and_number(text: &str) -> Option<(Timestamp, u32)> {
     Some((at, number))
 }
 
-fn compress(path: &Path) -> io::Result<PathBuf> {
+fn compress(path: &Path) -> io::Result<()> {
     let (done, begun) = (with_suffix(path, ".zst"), with_suffix(path, ".zst.tmp"));
-    let mut to = File::create(&begun)?;
-    to.set_permissions(fs::metadata(path)?.permissions())?;
-    zstd::stream::copy_encode(File::open(path)?, &mut to, 0)?;
-    to.sync_all()?;
+    let compressed = || {
+        let mut to = File::create(&begun)?;
+        to.set_permissions(fs::metadata(path)?.permissions())?;
+        zstd::stream::copy_encode(File::open(path)?, &mut to, 0)?;
+        to.sync_all()
+    };
+    if let Err(error) = compressed() {
+        // Half of it helps nobody, and takes room.
+        let _ = fs::remove_file(&begun);
+        return Err(error);
+    }
     fs::rename(&begun, &done)?;
     sync_folder(path)?;
-    fs::remove_file(path)?;
-    Ok(done)
+    fs::remove_file(path)
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {

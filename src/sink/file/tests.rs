@@ -96,6 +96,7 @@ async fn a_torn_last_line_is_cut_and_a_foreign_one_is_ended() {
     for (left, expected) in [
         ("{\"id\":\"whole\"}\n{\"id\":\"to", "{\"id\":\"whole\"}\n"),
         ("{\"id\":\"torn", ""),
+        ("{\"id\":\"whole\"}", "{\"id\":\"whole\"}\n"),
         ("{\"i", ""),
         ("precious", "precious\n"),
         ("precious\n", "precious\n"),
