@@ -163,8 +163,8 @@ fn of_status(event: &Event, it: &CommandStatus, is_invocation: bool) -> Document
     };
     let mut facts = Vec::new();
     let mut fact = |name, value: Option<&str>| {
-        if let Some(value) = value.filter(|value| !value.is_empty()) {
-            let value = Plain::new(value);
+        // Some services refuse a whole message for one empty value.
+        if let Some(value) = value.map(Plain::new).filter(|value| !value.is_blank()) {
             facts.push(Fact { name, value });
         }
     };

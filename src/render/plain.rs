@@ -46,10 +46,10 @@ impl Plain {
         &self.0
     }
 
-    /// Whether there is nothing in it.
+    /// Whether there is nothing in it to be seen.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    pub fn is_blank(&self) -> bool {
+        self.0.trim().is_empty()
     }
 
     /// The text in a markup: every character shows as itself.

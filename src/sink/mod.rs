@@ -12,12 +12,19 @@ use crate::clock::Clock;
 use crate::render::Notice;
 use crate::retry::{Patience, Verdict};
 
+pub mod alertmanager;
 pub mod discord;
 pub mod file;
+pub mod google_chat;
 pub mod http;
+pub mod mattermost;
+pub mod ntfy;
+pub mod pagerduty;
 pub mod record;
 pub mod slack;
 pub mod stdout;
+pub mod teams;
+pub mod telegram;
 pub mod webhook;
 
 /// How a sink wants its notices.

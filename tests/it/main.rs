@@ -14,5 +14,6 @@ mod deliver;
 mod floors;
 mod harness;
 mod order;
+mod sinks;
 mod store;
 mod web;

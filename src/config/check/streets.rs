@@ -15,10 +15,26 @@ use crate::config::secret::Secret;
 use crate::fault::{Fault, meant};
 use crate::route::{self, Route};
 use crate::secret::REVEALED;
-use crate::sink::{Configured, Kind, discord, file, slack, stdout, webhook};
+use crate::sink::{
+    Configured, Kind, alertmanager, discord, file, google_chat, http, mattermost, ntfy, pagerduty,
+    slack, stdout, teams, telegram, webhook,
+};
 use crate::sns::TopicSettings;
 
-const SINKS: [&str; 5] = ["file", "stdout", "webhook", "slack", "discord"];
+const SINKS: [&str; 12] = [
+    "file",
+    "stdout",
+    "webhook",
+    "slack",
+    "teams",
+    "discord",
+    "google-chat",
+    "mattermost",
+    "pagerduty",
+    "telegram",
+    "ntfy",
+    "alertmanager",
+];
 
 pub(super) fn topics(document: &mut Document) -> Vec<TopicSettings> {
     let mut topics: Vec<TopicSettings> = Vec::new();
@@ -83,17 +99,30 @@ pub(super) fn sinks(document: &mut Document, around: &Surroundings<'_>) -> Vec<C
                 sink(document, &at, &rest, |it: file::Settings| it.check(folder)).map(Kind::File)
             }
             "stdout" => sink(document, &at, &rest, |it: stdout::Settings| Ok(it)).map(Kind::Stdout),
-            "webhook" => sink(document, &at, &rest, |it: webhook::Settings| {
+            "webhook" => http(document, &at, &rest, |it: webhook::Settings| {
                 it.check(folder)
-            })
-            .map(Kind::Http),
-            "slack" => {
-                sink(document, &at, &rest, |it: slack::Settings| it.check(folder)).map(Kind::Http)
-            }
-            "discord" => sink(document, &at, &rest, |it: discord::Settings| {
+            }),
+            "slack" => http(document, &at, &rest, |it: slack::Settings| it.check(folder)),
+            "teams" => http(document, &at, &rest, |it: teams::Settings| it.check(folder)),
+            "discord" => http(document, &at, &rest, |it: discord::Settings| {
                 it.check(folder)
-            })
-            .map(Kind::Http),
+            }),
+            "google-chat" => http(document, &at, &rest, |it: google_chat::Settings| {
+                it.check(folder)
+            }),
+            "mattermost" => http(document, &at, &rest, |it: mattermost::Settings| {
+                it.check(folder)
+            }),
+            "pagerduty" => http(document, &at, &rest, |it: pagerduty::Settings| {
+                it.check(folder)
+            }),
+            "telegram" => http(document, &at, &rest, |it: telegram::Settings| {
+                it.check(folder)
+            }),
+            "ntfy" => http(document, &at, &rest, |it: ntfy::Settings| it.check(folder)),
+            "alertmanager" => http(document, &at, &rest, |it: alertmanager::Settings| {
+                it.check(folder)
+            }),
             other => {
                 let suggestion = meant(other, SINKS);
                 document.fault(
@@ -159,6 +188,15 @@ fn reveal_all(
         _ => {}
     }
     all
+}
+
+fn http<S: DeserializeOwned>(
+    document: &mut Document,
+    at: &[&str],
+    table: &Value,
+    check: impl FnOnce(S) -> Result<http::Checked, Vec<Fault>>,
+) -> Option<Kind> {
+    sink(document, at, table, check).map(Kind::Http)
 }
 
 fn sink<S: DeserializeOwned, C>(

@@ -76,7 +76,7 @@ impl Answer {
     #[must_use]
     pub fn shown(&self) -> String {
         let body = Plain::new(self.body.trim());
-        if body.is_empty() {
+        if body.is_blank() {
             self.status.to_string()
         } else {
             format!("{} {}", self.status, body.cut(SHOWN).text())

@@ -1,0 +1,635 @@
+//! One suite that every sink which speaks HTTP passes, against a server on the loopback that answers as
+//! it is told.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::response::{IntoResponse as _, Response};
+use jiff::Timestamp;
+use proptest::prelude::*;
+use runbell::clock::Clock;
+use runbell::config::{Config, Surroundings};
+use runbell::delivery::Marks;
+use runbell::event::{EnvelopeKind, Event, Source};
+use runbell::render::{self, Notice};
+use runbell::retry::{Scope, Verdict};
+use runbell::sink::http::{Paces, Vendor};
+use runbell::sink::{Kind, Sink};
+use serde_json::{Value, json};
+
+/// Part of every secret here: it must be seen nowhere but in requests.
+const CANARY: &str = "c4n4ry";
+
+/// How a service is set up, what it answers when all is well, and what it takes.
+struct Case {
+    kind: &'static str,
+    settings: &'static str,
+    sent: (u16, &'static str),
+    remote_id: Option<&'static str>,
+    /// Whether it is told again in plain text what it refused for its form.
+    has_plain: bool,
+    /// What the service would say of a payload that is beyond its limits.
+    limits: fn(&Value) -> Result<(), String>,
+}
+
+const CASES: [Case; 10] = [
+    Case {
+        kind: "webhook",
+        settings: "url = { env = 'URL' }\nsecrets = [{ env = 'SIGN' }]\nheaders = { x-key = { env = 'KEY' } }",
+        sent: (204, ""),
+        remote_id: None,
+        has_plain: false,
+        limits: |body| at_most("body", &body.to_string(), 600_000),
+    },
+    Case {
+        kind: "slack",
+        settings: "url = { env = 'URL' }",
+        sent: (200, "ok"),
+        remote_id: None,
+        has_plain: true,
+        limits: |body| {
+            let blocks = body
+                .pointer("/attachments/0/blocks")
+                .and_then(Value::as_array);
+            for block in blocks.into_iter().flatten() {
+                let text = block.pointer("/text/text").and_then(Value::as_str);
+                at_most("section", text.ok_or("a section without text")?, 3000)?;
+            }
+            at_most("message", &body.to_string(), 13_200)
+        },
+    },
+    Case {
+        kind: "teams",
+        settings: "url = { env = 'URL' }",
+        sent: (202, ""),
+        remote_id: None,
+        has_plain: true,
+        limits: |body| {
+            let bytes = body.to_string().len();
+            (bytes <= 21_000)
+                .then_some(())
+                .ok_or(format!("{bytes} bytes"))
+        },
+    },
+    Case {
+        kind: "discord",
+        settings: "url = { env = 'URL' }",
+        sent: (200, "{\"id\":\"99\"}"),
+        remote_id: Some("99"),
+        has_plain: true,
+        limits: |body| {
+            let Some(embed) = body.pointer("/embeds/0") else {
+                return at_most("content", text(body, "/content"), 2000);
+            };
+            let (title, description) = (text(embed, "/title"), text(embed, "/description"));
+            at_most("title", title, 256)?;
+            at_most("description", description, 4096)?;
+            let fields = embed["fields"].as_array().unwrap();
+            let mut sum = format!("{title}{description}{}", text(embed, "/footer/text"));
+            for field in fields {
+                at_most("name", text(field, "/name"), 256)?;
+                at_most("value", text(field, "/value"), 1024)?;
+                if text(field, "/value").is_empty() {
+                    return Err("an empty value".to_owned());
+                }
+                sum += text(field, "/name");
+                sum += text(field, "/value");
+            }
+            at_most("embed", &sum, 6000)
+        },
+    },
+    Case {
+        kind: "google-chat",
+        settings: "url = { env = 'URL' }",
+        sent: (200, "{\"name\":\"spaces/a/messages/b\"}"),
+        remote_id: Some("spaces/a/messages/b"),
+        has_plain: true,
+        limits: |body| {
+            let bytes = body.to_string().len();
+            (bytes <= 32_000)
+                .then_some(())
+                .ok_or(format!("{bytes} bytes"))
+        },
+    },
+    Case {
+        kind: "mattermost",
+        settings: "url = { env = 'URL' }\nchannel = 'town'",
+        sent: (200, "ok"),
+        remote_id: None,
+        has_plain: true,
+        limits: |body| at_most("post", &body.to_string(), 16_383),
+    },
+    Case {
+        kind: "pagerduty",
+        settings: "url = 'BASE'\nkey = { env = 'KEY' }",
+        sent: (202, "{\"status\":\"success\"}"),
+        remote_id: None,
+        has_plain: false,
+        limits: |body| {
+            at_most("summary", text(body, "/payload/summary"), 1024)?;
+            at_most("dedup_key", text(body, "/dedup_key"), 255)?;
+            let bytes = body.to_string().len();
+            (bytes <= 512_000)
+                .then_some(())
+                .ok_or(format!("{bytes} bytes"))
+        },
+    },
+    Case {
+        kind: "telegram",
+        settings: "url = 'BASE'\ntoken = { env = 'KEY' }\nchat = '-100'",
+        sent: (200, "{\"ok\":true,\"result\":{\"message_id\":7}}"),
+        remote_id: Some("7"),
+        has_plain: true,
+        limits: |body| at_most("text", text(body, "/text"), 4096),
+    },
+    Case {
+        kind: "ntfy",
+        settings: "url = 'BASE'\ntopic = { env = 'KEY' }\ntoken = { env = 'KEY' }",
+        sent: (200, "{\"id\":\"n1\"}"),
+        remote_id: Some("n1"),
+        has_plain: false,
+        limits: |body| {
+            let bytes = text(body, "/message").len();
+            (bytes <= 4096)
+                .then_some(())
+                .ok_or(format!("{bytes} bytes"))
+        },
+    },
+    Case {
+        kind: "alertmanager",
+        settings: "url = 'BASE'\nlabels = { team = 'ops' }",
+        sent: (200, ""),
+        remote_id: None,
+        has_plain: false,
+        limits: |body| {
+            let (starts, ends) = (text(body, "/0/startsAt"), text(body, "/0/endsAt"));
+            let at = |text: &str| text.parse::<Timestamp>().map_err(|error| error.to_string());
+            (at(starts)? <= at(ends)?)
+                .then_some(())
+                .ok_or(format!("ends at {ends} before {starts}"))
+        },
+    },
+];
+
+fn text<'v>(value: &'v Value, pointer: &str) -> &'v str {
+    value
+        .pointer(pointer)
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+}
+
+fn at_most(what: &str, text: &str, most: usize) -> Result<(), String> {
+    let chars = text.chars().count();
+    (chars <= most)
+        .then_some(())
+        .ok_or_else(|| format!("{what} has {chars} characters"))
+}
+
+/// What a service was asked.
+struct Asked {
+    uri: Uri,
+    headers: HeaderMap,
+    body: Value,
+}
+
+#[derive(Clone, Default)]
+struct Script {
+    answers: Arc<Mutex<VecDeque<Response>>>,
+    asked: Arc<Mutex<Vec<Asked>>>,
+}
+
+struct Service {
+    script: Script,
+    base: String,
+    _task: tokio::task::JoinSet<()>,
+}
+
+impl Service {
+    async fn start() -> Self {
+        let script = Script::default();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        let router = {
+            let script = script.clone();
+            axum::Router::new().fallback(async move |uri: Uri, headers: HeaderMap, body: Bytes| {
+                let body = serde_json::from_slice(&body).unwrap();
+                script
+                    .asked
+                    .lock()
+                    .unwrap()
+                    .push(Asked { uri, headers, body });
+                let answer = script.answers.lock().unwrap().pop_front();
+                match answer {
+                    Some(answer) => answer,
+                    None => std::future::pending().await,
+                }
+            })
+        };
+        let mut task = tokio::task::JoinSet::new();
+        task.spawn(async { axum::serve(listener, router).await.unwrap() });
+        Self {
+            script,
+            base,
+            _task: task,
+        }
+    }
+
+    fn will_answer(&self, status: u16, body: &str) {
+        self.will_say(status, &[], body);
+    }
+
+    fn will_say(&self, status: u16, headers: &[(&'static str, &str)], body: &str) {
+        let status = StatusCode::from_u16(status).unwrap();
+        let mut answer = (status, body.to_owned()).into_response();
+        for (name, value) in headers {
+            answer.headers_mut().insert(*name, value.parse().unwrap());
+        }
+        self.script.answers.lock().unwrap().push_back(answer);
+    }
+
+    fn asked(&self) -> Vec<Asked> {
+        std::mem::take(&mut *self.script.asked.lock().unwrap())
+    }
+}
+
+fn configured(case: &Case, base: &str, http: &str) -> Kind {
+    let settings = case.settings.replace("BASE", base);
+    let text = format!(
+        "[server]\nlisten = '127.0.0.1:0'\n[store]\nurl = 'sqlite:x.db'\n\
+         [[topic]]\narn = 'arn:aws:sns:eu-central-1:123456789012:run-command'\n\
+         [[route]]\nname = 'r'\nto = ['s']\n\
+         [sink.s]\ntype = '{}'\n{settings}\nhttp = {{ allow_private = true, {http} }}\n",
+        case.kind
+    );
+    let variable = |name: &str| {
+        Some(match name {
+            "URL" => format!("{base}/{CANARY}/hook?key={CANARY}"),
+            "SIGN" => "whsec_YzRuNHJ5YzRuNHJ5YzRuNHJ5YzRuNHJ5".to_owned(),
+            _ => format!("123:{CANARY}"),
+        })
+    };
+    let around = Surroundings {
+        folder: std::path::Path::new("/tmp"),
+        variable: &variable,
+    };
+    let parsed = Config::parse(&text, std::path::Path::new("runbell.toml"), &around);
+    let (mut config, _) = parsed.unwrap_or_else(|faults| panic!("{faults}"));
+    config.sinks.remove(0).kind
+}
+
+fn open(case: &Case, base: &str, http: &str) -> Arc<dyn Sink> {
+    let configured = runbell::sink::Configured {
+        name: "s".to_owned(),
+        kind: configured(case, base, http),
+    };
+    configured.open(&Clock::system(), &mut Paces::default())
+}
+
+fn vendor(case: &Case) -> Arc<dyn Vendor> {
+    match configured(case, "http://127.0.0.1:9", "") {
+        Kind::Http(checked) => checked.vendor,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn notice_of(body: &str) -> Notice {
+    let now: Timestamp = "2026-11-23T10:00:00Z".parse().unwrap();
+    let event = Event::read(&Source {
+        topic: "arn:aws:sns:eu-central-1:123456789012:run-command",
+        account: "123456789012",
+        region: "eu-central-1",
+        message_id: "m-1",
+        sent_at: now,
+        subject: Some("EC2 Run Command Notification eu-central-1"),
+        body,
+        envelope: EnvelopeKind::Notification,
+    });
+    let marks = Marks {
+        late: Some(Duration::from_secs(4)),
+        possible_repeat: true,
+        ..Marks::default()
+    };
+    render::notice("r", "s", event, now, marks)
+}
+
+fn failed(instance: &str, document: &str) -> Notice {
+    let body = json!({
+        "commandId": "0b6b5a5c-0000-4c1e-8d3b-2f0f3a9c1d11", "documentName": document,
+        "instanceId": instance, "status": "Failed", "detailedStatus": "Failed",
+        "eventTime": "2026-11-23T09:59:58.5Z",
+    });
+    notice_of(&body.to_string())
+}
+
+async fn send(sink: &dyn Sink, notice: &Notice) -> Verdict {
+    let mut verdicts = sink.send(std::slice::from_ref(notice)).await;
+    assert_eq!(verdicts.len(), 1);
+    verdicts.remove(0)
+}
+
+/// Everything that a person would be shown.
+fn shown(verdict: &Verdict) -> String {
+    format!("{verdict:?}")
+}
+
+#[tokio::test]
+async fn what_is_taken_is_sent_with_its_status_and_a_link() {
+    for case in &CASES {
+        let service = Service::start().await;
+        let sink = open(case, &service.base, "");
+        service.will_answer(case.sent.0, case.sent.1);
+        let verdict = send(&*sink, &failed("i-0abc", "AWS-RunShellScript")).await;
+        let remote_id = case.remote_id.map(str::to_owned);
+        assert_eq!(verdict, Verdict::Sent { remote_id }, "{}", case.kind);
+        let asked = service.asked();
+        assert_eq!(asked.len(), 1, "{}", case.kind);
+        let body = asked[0].body.to_string();
+        for part in ["Failed", "i-0abc", "AWS-RunShellScript"] {
+            assert!(body.contains(part), "{}: {part} in {body}", case.kind);
+        }
+        if case.kind != "webhook" {
+            let link = "https://eu-central-1.console.aws.amazon.com/systems-manager/run-command/0b6b5a5c-0000-4c1e-8d3b-2f0f3a9c1d11/i-0abc?region=eu-central-1";
+            assert!(body.contains(link), "{}: {body}", case.kind);
+        }
+        (case.limits)(&asked[0].body).unwrap_or_else(|why| panic!("{}: {why}", case.kind));
+    }
+}
+
+#[tokio::test]
+async fn every_kind_of_answer_has_its_verdict() {
+    for case in &CASES {
+        let service = Service::start().await;
+        for (status, word) in [
+            (302, "refused"),
+            (401, "broken"),
+            (403, "broken"),
+            (404, "broken"),
+            (410, "broken"),
+            (408, "retry"),
+            (429, "retry"),
+            (500, "retry"),
+            (501, "refused"),
+            (503, "retry"),
+        ] {
+            // Opened anew: a sink keeps the pace of its service.
+            let sink = open(case, &service.base, "");
+            service.will_say(status, &[("location", &service.base)], "{\"no\":1}");
+            let verdict = send(&*sink, &failed("i-1", "d")).await;
+            assert_eq!(verdict.word(), word, "{} {status}: {verdict:?}", case.kind);
+            assert!(!shown(&verdict).contains(CANARY), "{verdict:?}");
+            assert_eq!(service.asked().len(), 1, "{} {status}: one call", case.kind);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_wait_that_is_asked_for_is_for_the_whole_sink() {
+    for case in &CASES {
+        let service = Service::start().await;
+        let sink = open(case, &service.base, "");
+        service.will_say(429, &[("retry-after", "30")], "");
+        let verdict = send(&*sink, &failed("i-1", "d")).await;
+        let Verdict::Retry { after, scope, .. } = verdict else {
+            panic!("{}: {verdict:?}", case.kind);
+        };
+        assert_eq!(
+            (after, scope),
+            (Some(Duration::from_secs(30)), Scope::Sink),
+            "{}",
+            case.kind
+        );
+    }
+    for (kind, body, seconds) in [
+        ("discord", "{\"retry_after\":0.75,\"global\":false}", 0.75),
+        (
+            "telegram",
+            "{\"ok\":false,\"parameters\":{\"retry_after\":12}}",
+            12.0,
+        ),
+    ] {
+        let case = CASES.iter().find(|case| case.kind == kind).unwrap();
+        let service = Service::start().await;
+        let sink = open(case, &service.base, "");
+        service.will_answer(429, body);
+        let verdict = send(&*sink, &failed("i-1", "d")).await;
+        let Verdict::Retry { after, .. } = verdict else {
+            panic!("{kind}: {verdict:?}");
+        };
+        assert_eq!(after, Some(Duration::from_secs_f64(seconds)), "{kind}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_refused_for_its_form_is_told_in_plain_text() {
+    for case in &CASES {
+        let service = Service::start().await;
+        let sink = open(case, &service.base, "");
+        service.will_answer(400, "invalid_payload");
+        service.will_answer(case.sent.0, case.sent.1);
+        let verdict = send(&*sink, &failed("i-1", "d")).await;
+        let word = if case.has_plain { "sent" } else { "refused" };
+        assert_eq!(verdict.word(), word, "{}: {verdict:?}", case.kind);
+        let asked = service.asked();
+        assert_eq!(
+            asked.len(),
+            1 + usize::from(case.has_plain),
+            "{}",
+            case.kind
+        );
+        assert!(asked.last().unwrap().body.to_string().contains("Failed"));
+    }
+}
+
+#[tokio::test]
+async fn who_does_not_answer_may_have_heard_and_who_is_not_there_has_not() {
+    for case in &CASES {
+        let service = Service::start().await;
+        let sink = open(case, &service.base, "timeout = '200ms'");
+        let verdict = send(&*sink, &failed("i-1", "d")).await;
+        assert_eq!(verdict.word(), "unknown", "{}: {verdict:?}", case.kind);
+        assert!(!shown(&verdict).contains(CANARY), "{verdict:?}");
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let nobody = format!("http://{}", listener.local_addr().unwrap());
+        drop(listener);
+        let verdict = send(&*open(case, &nobody, ""), &failed("i-1", "d")).await;
+        let is_of_the_sink = verdict.word() == "retry" && verdict.is_of_the_sink();
+        assert!(is_of_the_sink, "{}: {verdict:?}", case.kind);
+        assert!(!shown(&verdict).contains(CANARY), "{verdict:?}");
+    }
+}
+
+#[tokio::test]
+async fn nothing_in_a_message_means_anything_to_a_service() {
+    let evil = "<!channel> <@U1> @everyone @here [x](http://evil) <b>b</b> `code` *bold*";
+    for case in &CASES {
+        let service = Service::start().await;
+        let sink = open(case, &service.base, "");
+        service.will_answer(case.sent.0, case.sent.1);
+        send(&*sink, &failed("i-1", evil)).await;
+        let asked = service.asked();
+        let forbidden: &[&str] = match case.kind {
+            "slack" => &["<!channel>", "<@U1>", " *bold*"],
+            "discord" | "mattermost" => &["@everyone", "@here", "[x](", " *bold*"],
+            "telegram" | "google-chat" => &["<b>b</b>"],
+            _ => &[],
+        };
+        let mut read = String::new();
+        let headline = [
+            asked[0].body.pointer("/cardsV2/0/card/header"),
+            asked[0].body.get("fallbackText"),
+        ];
+        collect(&asked[0].body, &mut read, &headline);
+        if case.kind == "mattermost" {
+            // What a notification shows is never read as markup.
+            read = read.replace(text(&asked[0].body, "/attachments/0/fallback"), "");
+        }
+        for part in forbidden {
+            assert!(!read.contains(part), "{}: {part} in {read}", case.kind);
+        }
+        if case.kind == "discord" {
+            assert_eq!(asked[0].body["allowed_mentions"], json!({ "parse": [] }));
+        }
+    }
+}
+
+/// All texts of a value, but those of `plain`, which the service never reads as markup.
+fn collect(value: &Value, into: &mut String, plain: &[Option<&Value>]) {
+    if plain.iter().flatten().any(|it| std::ptr::eq(*it, value)) {
+        return;
+    }
+    match value {
+        Value::String(text) => {
+            into.push_str(text);
+            into.push('\n');
+        }
+        Value::Array(values) => values.iter().for_each(|it| collect(it, into, plain)),
+        Value::Object(values) => values.values().for_each(|it| collect(it, into, plain)),
+        _ => {}
+    }
+}
+
+#[tokio::test]
+async fn a_webhook_is_signed_and_its_id_is_the_same_at_every_try() {
+    let case = &CASES[0];
+    let service = Service::start().await;
+    let sink = open(case, &service.base, "");
+    service.will_answer(503, "");
+    service.will_answer(204, "");
+    let notice = failed("i-1", "d");
+    assert_eq!(send(&*sink, &notice).await.word(), "retry");
+    assert_eq!(send(&*sink, &notice).await.word(), "sent");
+    let asked = service.asked();
+    let header = |at: usize, name: &str| asked[at].headers[name].to_str().unwrap().to_owned();
+    assert_eq!(header(0, "webhook-id"), notice.id);
+    assert_eq!(header(0, "webhook-id"), header(1, "webhook-id"));
+    assert!(header(0, "webhook-signature").starts_with("v1,"));
+    assert_eq!(header(0, "x-key"), format!("123:{CANARY}"));
+    assert_eq!(asked[0].uri.path(), format!("/{CANARY}/hook"));
+    assert_eq!(asked[0].body["status"], "Failed");
+}
+
+#[tokio::test]
+async fn an_incident_begins_and_ends_under_one_key() {
+    let case = CASES.iter().find(|case| case.kind == "pagerduty").unwrap();
+    let service = Service::start().await;
+    let sink = open(case, &service.base, "");
+    let status = |status: &str| {
+        notice_of(
+            &json!({
+                "commandId": "c-1", "documentName": "d", "instanceId": "i-1", "status": status,
+                "eventTime": "2026-11-23T09:59:58.5Z",
+            })
+            .to_string(),
+        )
+    };
+    for _ in 0..3 {
+        service.will_answer(202, "{}");
+    }
+    for word in ["InProgress", "Failed", "Success"] {
+        assert_eq!(send(&*sink, &status(word)).await.word(), "sent");
+    }
+    let asked = service.asked();
+    assert_eq!(asked[0].uri.path(), "/v2/change/enqueue");
+    assert_eq!(asked[1].uri.path(), "/v2/enqueue");
+    assert_eq!(asked[1].body["event_action"], "trigger");
+    assert_eq!(asked[2].body["event_action"], "resolve");
+    assert_eq!(asked[1].body["dedup_key"], asked[2].body["dedup_key"]);
+}
+
+#[test]
+fn private_addresses_and_plain_http_are_refused_unless_they_are_meant() {
+    let text = |url: &str, http: &str| {
+        format!(
+            "[store]\nurl = 'sqlite:x.db'\n\
+             [[topic]]\narn = 'arn:aws:sns:eu-central-1:123456789012:run-command'\n\
+             [[route]]\nname = 'r'\nto = ['s']\n[server]\nlisten = '127.0.0.1:0'\n\
+             [sink.s]\ntype = 'alertmanager'\nurl = '{url}'\n{http}"
+        )
+    };
+    let check = |text: &str| {
+        let around = Surroundings {
+            folder: std::path::Path::new("/tmp"),
+            variable: &|_| None,
+        };
+        let parsed = Config::parse(text, std::path::Path::new("runbell.toml"), &around);
+        parsed.map(drop).map_err(|faults| faults.to_string())
+    };
+    for (url, why) in [
+        ("https://169.254.169.254/", "this address is private"),
+        ("https://[::1]:9093", "this address is private"),
+        ("https://0x7f.1/", "this address is private"),
+        ("http://alerts.example.com", "without TLS"),
+        ("ftp://example.com", "no URL of a web service"),
+        ("alerts", "no URL"),
+    ] {
+        let said = check(&text(url, "")).unwrap_err();
+        assert!(said.contains(why), "{url}: {said}");
+    }
+    let meant = "http = { allow_private = true }";
+    assert_eq!(check(&text("http://127.0.0.1:9093", meant)), Ok(()));
+    assert_eq!(check(&text("https://alerts.example.com", "")), Ok(()));
+}
+
+fn any_text() -> impl Strategy<Value = String> {
+    prop_oneof![
+        ".{0,40}",
+        "[<>&*_`@\\[\\]()~|\\\\#!\"']{0,400}",
+        "\\PC{0,3000}",
+        "x{0,20000}",
+        "(😀|é|\u{202e}|\u{0}|\n){0,2000}",
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
+    /// Whatever a message says, what is sent is within the limits, and says the status.
+    #[test]
+    fn any_message_fits_any_service(
+        document in any_text(), instance in any_text(), command in any_text(), other in any_text(),
+        is_status in any::<bool>(),
+    ) {
+        let body = if is_status {
+            json!({
+                "commandId": command, "documentName": document, "instanceId": instance,
+                "status": "Failed", "detailedStatus": other, "eventTime": "2026-11-23T09:59:58.5Z",
+            }).to_string()
+        } else {
+            other
+        };
+        let notice = notice_of(&body);
+        let at: Timestamp = "2026-11-23T10:00:01Z".parse().unwrap();
+        for case in &CASES {
+            let vendor = vendor(case);
+            for call in [Some(vendor.call(&notice, at)), vendor.plain(&notice, at)].into_iter().flatten() {
+                let sent: Value = serde_json::from_slice(&call.body).unwrap();
+                let fits = (case.limits)(&sent);
+                prop_assert!(fits.is_ok(), "{}: {:?} {}", case.kind, fits, sent);
+                let status = if notice.event.command().is_some() { "Failed" } else { "essage" };
+                prop_assert!(sent.to_string().contains(status), "{}: {}", case.kind, sent);
+            }
+        }
+    }
+}
