@@ -21,6 +21,7 @@ mod output;
 mod ready;
 mod route;
 mod serve;
+mod sink;
 mod subscription;
 mod verify;
 
@@ -60,6 +61,9 @@ enum Command {
     /// Look at dead letters, send them again, or let them go
     #[command(subcommand)]
     Dead(dead::Command),
+    /// Try a sink
+    #[command(subcommand)]
+    Sink(sink::Command),
     /// Look at subscriptions that asked to be confirmed, and confirm them
     #[command(subcommand)]
     Subscription(subscription::Command),
@@ -103,6 +107,7 @@ pub fn run(args: Args) -> ExitCode {
         Command::Route(own) => route::run(&args.config, &own),
         Command::Event(command) => event::run(&args.config, command),
         Command::Dead(command) => dead::run(&args.config, command),
+        Command::Sink(command) => sink::run(&args.config, &command),
         Command::Subscription(command) => subscription::run(&args.config, &command),
         Command::Ready(own) => ready::run(&args.config, &own),
         Command::Completions { shell } => {

@@ -1,14 +1,20 @@
 //! `runbell route`: which routes would take a message. Nothing is verified, kept or sent.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
 use super::{Stop, output, settings, verify};
 use crate::clock::Clock;
+use crate::delivery::Marks;
 use crate::event::{EnvelopeKind, Event, Source};
+use crate::render;
 use crate::route::Routes;
+use crate::sink::Sink;
+use crate::sink::http::Paces;
 use crate::sns::TopicArn;
 
 #[derive(Debug, clap::Args)]
@@ -48,6 +54,8 @@ struct Asked {
     why_not: Option<String>,
     to: Vec<String>,
     already: Vec<String>,
+    /// What each of its sinks would send.
+    notices: BTreeMap<String, String>,
 }
 
 pub(super) fn run(config: &Path, args: &Args) -> Result<(), Stop> {
@@ -56,12 +64,24 @@ pub(super) fn run(config: &Path, args: &Args) -> Result<(), Stop> {
     let first = config.topics.first().map(|topic| topic.arn.clone());
     let event = event(&text, args.topic.clone().or(first))?;
     let explained = Routes::new(config.routes).explain(&event);
+    let (clock, mut paces) = (Clock::system(), Paces::default());
+    let opened = config.sinks.iter();
+    let sinks: Vec<_> = opened
+        .map(|sink| (sink.name.clone(), sink.open(&clock, &mut paces)))
+        .collect();
     let answer = Answer {
         kind: event.kind.word(),
         routes: explained
             .into_iter()
             .map(|it| Asked {
                 takes: it.why_not.is_none(),
+                notices: it
+                    .to
+                    .iter()
+                    .filter_map(|name| {
+                        Some((name.clone(), preview(&it.route, name, &event, &sinks)?))
+                    })
+                    .collect(),
                 route: it.route,
                 why_not: it.why_not,
                 to: it.to,
@@ -80,11 +100,28 @@ pub(super) fn run(config: &Path, args: &Args) -> Result<(), Stop> {
             (None, to) => format!("brings it to {}", to.join(", ")),
         };
         output::line(&format!("route {}: {}", asked.route, output::plain(&what)))?;
+        for (sink, notice) in &asked.notices {
+            output::line(&format!("  as {sink} would send it:"))?;
+            for line in notice.lines() {
+                output::line(&format!("    {}", output::plain(line)))?;
+            }
+        }
     }
     if answer.routes.iter().all(|asked| !asked.takes) {
         output::line("no route takes it: it would be kept, and counted as unrouted")?;
     }
     Ok(())
+}
+
+fn preview(
+    route: &str,
+    name: &str,
+    event: &Event,
+    sinks: &[(String, Arc<dyn Sink>)],
+) -> Option<String> {
+    let (_, sink) = sinks.iter().find(|(known, _)| known == name)?;
+    let notice = render::notice(route, name, event.clone(), event.sent_at, Marks::default());
+    Some(sink.preview(&notice))
 }
 
 fn event(text: &str, topic: Option<TopicArn>) -> Result<Event, Stop> {

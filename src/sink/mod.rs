@@ -56,6 +56,13 @@ pub trait Sink: Send + Sync + 'static {
     /// [`Verdict::Sent`] the rest of the same lane must not have been sent.
     async fn send(&self, notices: &[Notice]) -> Vec<Verdict>;
 
+    /// A notice as it would be sent, for people to look at; without secrets.
+    fn preview(&self, notice: &Notice) -> String {
+        let mut line = Vec::new();
+        record::write_line(notice, &mut line);
+        String::from_utf8_lossy(&line).trim_end().to_owned()
+    }
+
     /// Lets go of what it holds open, so that it is opened anew: a log file that was rotated.
     async fn reopen(&self) {}
 }

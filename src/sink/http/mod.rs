@@ -112,6 +112,11 @@ pub trait Vendor: Send + Sync + 'static {
         None
     }
 
+    /// What of a call's body nobody may see.
+    fn hidden(&self) -> Option<&str> {
+        None
+    }
+
     /// What an answer means.
     fn verdict(&self, answer: &Answer) -> Verdict {
         answer.usual()
@@ -362,6 +367,16 @@ impl Sink for HttpSink {
     fn free_at(&self) -> Timestamp {
         let now = self.clock.now();
         self.pace.as_ref().map_or(now, |pace| pace.free_at(now))
+    }
+
+    fn preview(&self, notice: &Notice) -> String {
+        let call = self.vendor.call(notice, self.clock.now());
+        let body: serde_json::Value = serde_json::from_slice(&call.body).unwrap_or_default();
+        let text = format!("{body:#}");
+        match self.vendor.hidden() {
+            Some(secret) => text.replace(secret, "…"),
+            None => text,
+        }
     }
 
     async fn send(&self, notices: &[Notice]) -> Vec<Verdict> {
