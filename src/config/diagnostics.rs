@@ -8,6 +8,7 @@ use annotate_snippets::{AnnotationKind, Level, Origin, Renderer, Snippet};
 use serde::Serialize;
 
 use super::secret::may_show;
+use crate::secret::NOT_HERE;
 
 /// One thing that is wrong, or probably not meant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -48,9 +49,10 @@ impl Diagnostic {
             file: file.display().to_string(),
             line: before.matches('\n').count() + 1,
             column: in_line.chars().count() + 1,
-            message,
             is_warning: false,
-            excerpt: (!may_show(line)).then(|| (line.to_owned(), from..upto.max(from))),
+            excerpt: (!may_show(line) && !message.contains(NOT_HERE))
+                .then(|| (line.to_owned(), from..upto.max(from))),
+            message,
         }
     }
 

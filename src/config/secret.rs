@@ -68,6 +68,9 @@ impl<'de> Deserialize<'de> for Secret {
     }
 }
 
+/// A path that is longer than this may be one that nobody can guess.
+const LONGEST_PATH: usize = 16;
+
 /// Whether a line of settings may show a secret that should not be there: a reader of what we say
 /// about that line may be somebody else than its writer.
 pub(super) fn may_show(line: &str) -> bool {
@@ -87,8 +90,12 @@ pub(super) fn may_show(line: &str) -> bool {
     let is_in_url = lower
         .split("://")
         .skip(1)
-        .filter_map(|rest| rest.split(['/', '"', '\'']).next())
-        .any(|authority| authority.contains('@'));
+        .filter_map(|rest| rest.split(['"', '\'']).next())
+        .any(|rest| {
+            // A webhook's URL is a secret from its path on.
+            let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+            authority.contains('@') || path.len() > LONGEST_PATH || path.contains(['?', '='])
+        });
     is_said || is_in_url
 }
 
@@ -156,6 +163,8 @@ mod tests {
             ("password = { env = 'A', value = 'abc' }", true),
             ("password = { env = 'A' }, x = { password = 'abc' }", true),
             ("url = 'postgres://u:abc@db/x'", true),
+            ("ur = 'https://hooks.example.com/services/T0/B0/abc'", true),
+            ("ur = 'https://example.com/a?key=abc'", true),
             ("token = { file = '/a' }", false),
             ("auth = [{ user = 'u', password = {env = 'A' } }]", false),
             ("endpoint = 'http://localhost:4566'", false),

@@ -3,6 +3,7 @@
 use super::*;
 
 const EXAMPLE: &str = include_str!("../../../config/runbell.example.toml");
+const SINKS: &str = include_str!("../../../config/sinks.example.toml");
 const QUICKSTART: &str = include_str!("../../../config/quickstart.toml");
 
 /// The example with its commented defaults in force; its examples too when `all`.
@@ -30,6 +31,27 @@ fn the_example_shows_the_defaults() {
     let (left_out, _) = parse(EXAMPLE).unwrap_or_else(|faults| panic!("{faults}"));
     assert_eq!(format!("{shown:#?}"), format!("{left_out:#?}"));
     assert!(warnings.is_empty(), "{warnings:?}");
+}
+
+#[test]
+fn the_example_of_sinks_is_good_and_has_every_kind() {
+    let variable = |name: &str| {
+        let url = || "https://example.com/hook".to_owned();
+        let secret = || "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".to_owned();
+        Some(match name {
+            name if name.ends_with("_URL") => url(),
+            "WEBHOOK_SECRET" => secret(),
+            _ => "123:abc".to_owned(),
+        })
+    };
+    let around = Surroundings {
+        folder: Path::new("/etc/runbell"),
+        variable: &variable,
+    };
+    let parsed = Config::parse(SINKS, Path::new("sinks.example.toml"), &around);
+    let (config, warnings) = parsed.unwrap_or_else(|faults| panic!("{faults}"));
+    assert!(warnings.is_empty(), "{warnings:?}");
+    assert_eq!(config.sinks.len(), 10);
 }
 
 #[test]
