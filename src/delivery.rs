@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use crate::event::Status;
+
 /// Which lane of a (route, sink) pair a delivery joins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LaneKey {
@@ -17,8 +19,28 @@ pub enum LaneKey {
     Instance,
     /// One lane for everything of a topic.
     Topic,
+    /// One lane per command, whose batches become one notice each.
+    Digest,
     /// A lane for this event alone: no order, or nothing to order by.
     Own,
+}
+
+/// How a command stands, as a digest tells it: every instance counts once, by how it ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Digest {
+    /// Ended well.
+    pub succeeded: u64,
+    /// Failed.
+    pub failed: u64,
+    /// Ran out of time.
+    pub timed_out: u64,
+    /// Were cancelled.
+    pub cancelled: u64,
+    /// Have started, and not ended as far as is known.
+    pub running: u64,
+    /// Instances that did not end well, with their status, the latest first; the first of them only
+    /// when they are very many.
+    pub troubled: Vec<(String, Status)>,
 }
 
 /// Where a delivery stands in its lane; compares as bytes, in Rust and in every database alike.

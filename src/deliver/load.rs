@@ -4,7 +4,7 @@ use std::collections::{HashSet, VecDeque};
 
 use jiff::Timestamp;
 
-use crate::delivery::{Outcome, SortKey};
+use crate::delivery::{Marks, Outcome, SortKey};
 use crate::event::Status;
 use crate::order::{self, Candidate, Decision};
 use crate::render::{self, Notice};
@@ -58,7 +58,19 @@ impl Load {
                 } else {
                     lane.high.as_ref()
                 };
-                match order::decide(&candidate(&waiting), high, send_redundant) {
+                let decision = order::decide(&candidate(&waiting), high, send_redundant);
+                let decision = match (&lane.digest, decision) {
+                    // What stands for others goes whatever it says itself, and no time is its own.
+                    (Some(_), Decision::Go(marks) | Decision::Redundant(marks)) => {
+                        Decision::Go(Marks {
+                            late: None,
+                            repeat: false,
+                            ..marks
+                        })
+                    }
+                    (None, decision) => decision,
+                };
+                match decision {
                     Decision::Redundant(marks) => results.push(Settled {
                         event: waiting.event_id,
                         key: waiting.key,
@@ -79,6 +91,7 @@ impl Load {
                             marks,
                         );
                         notice.progress = waiting.progress;
+                        notice.digest.clone_from(&lane.digest);
                         let going = Going {
                             lane: at,
                             event: waiting.event_id,

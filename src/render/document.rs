@@ -4,6 +4,7 @@ use jiff::Timestamp;
 
 use super::Notice;
 use super::plain::Plain;
+use crate::delivery::Digest;
 use crate::event::{CommandStatus, Event, Kind, Status};
 
 /// What a person shall read.
@@ -100,9 +101,12 @@ impl Document {
     #[must_use]
     pub fn of(notice: &Notice) -> Self {
         let event = &notice.event;
-        let mut document = match &event.kind {
-            Kind::Summary(status) => of_status(event, status, false),
-            Kind::Invocation(status) => of_status(event, status, true),
+        let mut document = match (&event.kind, &notice.digest) {
+            (Kind::Summary(it) | Kind::Invocation(it), Some(digest)) => {
+                of_digest(event, it, digest)
+            }
+            (Kind::Summary(status), None) => of_status(event, status, false),
+            (Kind::Invocation(status), None) => of_status(event, status, true),
             _ => of_message(event),
         };
         document.marks = marks(notice);
@@ -190,6 +194,101 @@ fn of_status(event: &Event, it: &CommandStatus, is_invocation: bool) -> Document
         text: None,
         is_cut: false,
     }
+}
+
+/// What a digest says: how the command stands, and where it did not go well.
+fn of_digest(event: &Event, it: &CommandStatus, digest: &Digest) -> Document {
+    let is_over = matches!(event.kind, Kind::Summary(_)) && it.status.is_terminal();
+    let status = if is_over {
+        &it.status
+    } else {
+        &Status::InProgress
+    };
+    let counts = counts(digest);
+    let document = bare(&it.document);
+    let facts = [
+        ("Instances", counts.clone()),
+        ("Not well", troubled(digest)),
+        ("Account", place(event)),
+        ("Document", it.document.clone()),
+        ("Command", it.command.clone()),
+        ("Event time", it.event_time.map(shown).unwrap_or_default()),
+        ("Output", output(it).unwrap_or_default()),
+    ];
+    let facts = facts.into_iter().map(|(name, value)| Fact {
+        name,
+        value: value.into(),
+    });
+    let has_failed = digest.failed + digest.timed_out > 0;
+    Document {
+        title: format!("{status}: {document}: {counts}").into(),
+        status: status.as_str().into(),
+        tone: match status {
+            Status::InProgress if has_failed => Tone::Bad,
+            status => Tone::of(status),
+        },
+        marks: Vec::new(),
+        facts: facts.filter(|fact| !fact.value.is_blank()).collect(),
+        link: console(event, it, None),
+        paste: paste(event, it, None),
+        text: None,
+        is_cut: false,
+    }
+}
+
+fn counts(digest: &Digest) -> String {
+    let parts = [
+        (digest.succeeded, "succeeded"),
+        (digest.failed, "failed"),
+        (digest.timed_out, "timed out"),
+        (digest.cancelled, "cancelled"),
+        (digest.running, "still running"),
+    ];
+    let said: Vec<String> = parts
+        .into_iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, word)| format!("{} {word}", grouped(count)))
+        .collect();
+    if said.is_empty() {
+        "nothing is known of its instances".to_owned()
+    } else {
+        said.join(", ")
+    }
+}
+
+/// A number with its thousands apart.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut said = String::with_capacity(digits.len() + digits.len() / 3);
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            said.push(',');
+        }
+        said.push(digit);
+    }
+    said
+}
+
+/// The instances that did not end well; what they were is said where they did not simply fail.
+fn troubled(digest: &Digest) -> String {
+    const SHOWN: usize = 40;
+    let all = digest.failed + digest.timed_out + digest.cancelled;
+    let shown: Vec<String> = digest
+        .troubled
+        .iter()
+        .take(SHOWN)
+        .map(|(instance, status)| match status {
+            Status::Failed => instance.clone(),
+            status => format!("{instance} ({status})"),
+        })
+        .collect();
+    let more = all.saturating_sub(shown.len() as u64);
+    let rest = if more > 0 && !shown.is_empty() {
+        format!(" and {} more", grouped(more))
+    } else {
+        String::new()
+    };
+    format!("{}{rest}", shown.join(", "))
 }
 
 fn of_message(event: &Event) -> Document {

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 
 use jiff::Timestamp;
 
-use crate::delivery::Marks;
+use crate::delivery::{Digest, Marks};
 use crate::event::Event;
 
 mod document;
@@ -30,6 +30,8 @@ pub struct Notice {
     pub received_at: Timestamp,
     /// What the reader has to know besides.
     pub marks: Marks,
+    /// How the whole command stands, when it is a digest: `event` is the last that it tells.
+    pub digest: Option<Digest>,
     /// What part of it arrived at an earlier attempt, in the sink's own words.
     pub progress: Option<String>,
 }
@@ -49,6 +51,7 @@ pub fn notice(
         event,
         received_at,
         marks,
+        digest: None,
         progress: None,
     }
 }

@@ -23,6 +23,12 @@ const USUAL_HOLD: Duration = Duration::from_secs(5);
 /// The longest hold: an alert that is an hour old is news no more.
 pub const LONGEST_HOLD: Duration = Duration::from_hours(1);
 
+/// How long a digest gathers failures when nobody says.
+const USUAL_GATHER: Duration = Duration::from_secs(10);
+/// How long it waits with anything else.
+const USUAL_EVERY: Duration = Duration::from_mins(5);
+const LONGEST_EVERY: Duration = Duration::from_hours(24);
+
 /// In which order a route's deliveries leave.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -76,6 +82,27 @@ pub struct Settings {
     pub redundant: Redundant,
     /// How long a failing head blocks its lane.
     pub block_for: Option<Span>,
+    /// Few notices for a whole command, in place of one for each event.
+    pub digest: Option<DigestSettings>,
+}
+
+/// How a digest gathers, as it is written.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DigestSettings {
+    /// How long a failure, or what the whole command says, waits for others to be told with it.
+    pub gather: Option<Span>,
+    /// How long anything else waits to be counted.
+    pub every: Option<Span>,
+}
+
+/// When a digest is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Digest {
+    /// So long after a failure, or after what the whole command says.
+    pub gather: Duration,
+    /// So long after anything else.
+    pub every: Duration,
 }
 
 /// One checked route.
@@ -99,6 +126,8 @@ pub struct Route {
     pub send_redundant: bool,
     /// How long a failing head blocks its lane: `None` leaves it to the sink.
     pub block_for: Option<Duration>,
+    /// Few notices for a whole command, in place of one for each event.
+    pub digest: Option<Digest>,
 }
 
 /// The routes, in the order in which they are asked.
@@ -146,6 +175,22 @@ impl Settings {
                 "with `order = \"none\"` there is nothing to hold for: leave it out",
             ));
         }
+        if self.digest.is_some() && (self.order != Order::Command || self.hold.is_some()) {
+            faults.push(Fault::at(
+                &["digest"],
+                "a digest gathers by command and has its own times: leave `order` and `hold` out",
+            ));
+        }
+        let digest = self.digest.map(|it| Digest {
+            gather: it.gather.map_or(USUAL_GATHER, |span| span.0),
+            every: it.every.map_or(USUAL_EVERY, |span| span.0),
+        });
+        if digest.is_some_and(|it| it.gather > it.every || it.every > LONGEST_EVERY) {
+            faults.push(Fault::at(
+                &["digest"],
+                "`gather` is at most `every`, and that is at most a day",
+            ));
+        }
         match self.when.check() {
             Ok(when) if faults.is_empty() => Ok(Route {
                 name: self.name,
@@ -157,6 +202,7 @@ impl Settings {
                 stop: self.stop,
                 send_redundant: self.redundant == Redundant::Send,
                 block_for: self.block_for.map(|span| span.0),
+                digest,
             }),
             checked => {
                 faults.extend(checked.err().unwrap_or_default());
@@ -246,7 +292,7 @@ impl Route {
         let lane = self.lane(event);
         let leading = match lane {
             LaneKey::Instance => Leading::Rank,
-            LaneKey::Command | LaneKey::Topic | LaneKey::Own => Leading::Time,
+            LaneKey::Command | LaneKey::Digest | LaneKey::Topic | LaneKey::Own => Leading::Time,
         };
         let instance = match &event.kind {
             Kind::Invocation(status) => status.instance.as_deref().unwrap_or_default(),
@@ -269,6 +315,7 @@ impl Route {
 
     fn lane(&self, event: &Event) -> LaneKey {
         match (self.order, event.command()) {
+            (_, Some(_)) if self.digest.is_some() => LaneKey::Digest,
             (Order::Topic, _) => LaneKey::Topic,
             (Order::Command, Some(_)) => LaneKey::Command,
             (Order::Instance, Some(_)) => LaneKey::Instance,
@@ -277,6 +324,20 @@ impl Route {
     }
 
     fn hold_of(&self, event: &Event, lane: LaneKey, least_hold: Option<Duration>) -> Hold {
+        if let (LaneKey::Digest, Some(digest)) = (lane, self.digest) {
+            let is_urgent = match &event.kind {
+                Kind::Invocation(it) => it.status.is_terminal() && it.status != Status::Success,
+                _ => true,
+            };
+            return Hold {
+                at_most: if is_urgent {
+                    digest.gather
+                } else {
+                    digest.every
+                },
+                release: Release::AtEnd,
+            };
+        }
         if self.hold.is_zero() || lane == LaneKey::Own {
             return Hold {
                 at_most: Duration::ZERO,

@@ -83,6 +83,10 @@ impl Vendor for Alertmanager {
         4
     }
 
+    fn takes_digests(&self) -> bool {
+        false
+    }
+
     fn destination(&self) -> String {
         self.url.to_string()
     }

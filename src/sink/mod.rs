@@ -88,6 +88,15 @@ pub enum Kind {
 }
 
 impl Configured {
+    /// Whether it has a place for a notice that tells of many events at once.
+    #[must_use]
+    pub fn takes_digests(&self) -> bool {
+        match &self.kind {
+            Kind::File(_) | Kind::Stdout(_) => false,
+            Kind::Http(checked) => checked.vendor.takes_digests(),
+        }
+    }
+
     /// The sink itself. What it needs outside is opened when the first notice comes, so that a sink
     /// in trouble keeps nobody from starting.
     #[must_use]

@@ -74,6 +74,10 @@ impl Vendor for PagerDuty {
         })
     }
 
+    fn takes_digests(&self) -> bool {
+        false
+    }
+
     fn destination(&self) -> String {
         format!("pagerduty {}", self.key.expose())
     }

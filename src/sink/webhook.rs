@@ -160,6 +160,10 @@ impl Vendor for Webhook {
         self.at_once
     }
 
+    fn takes_digests(&self) -> bool {
+        false
+    }
+
     fn destination(&self) -> String {
         self.url.to_string()
     }

@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use secrecy::SecretString;
 
-use crate::delivery::{Marks, Outcome, Owed, SortKey};
+use crate::delivery::{Digest, Marks, Outcome, Owed, SortKey};
 use crate::event::Event;
 use crate::sns::KnownCertificate;
 
@@ -74,8 +74,11 @@ pub struct Lane {
     pub epoch: i64,
     /// The greatest key that was sent from this lane, or may have been.
     pub high: Option<SortKey>,
-    /// What may go, in ascending order of `key`.
+    /// What may go, in ascending order of `key`. Of a digest the last one only: it stands for all
+    /// before it, which share its outcome.
     pub waiting: Vec<Waiting>,
+    /// How the command stands, of a lane whose batch becomes one notice.
+    pub digest: Option<Digest>,
 }
 
 /// A delivery of a leased lane.

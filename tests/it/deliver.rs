@@ -9,8 +9,9 @@ use async_trait::async_trait;
 use runbell::clock::Clock;
 use runbell::deliver::{Surroundings, Worker};
 use runbell::delivery::LaneKey;
+use runbell::event::Event;
 use runbell::metrics::Metrics;
-use runbell::render::Notice;
+use runbell::render::{Document, Notice};
 use runbell::retry::{Scope, Verdict};
 use runbell::route::Routes;
 use runbell::sink::{Capacity, Sink};
@@ -189,6 +190,168 @@ async fn a_letter_sent_again_that_fails_blocks_nobody() {
     place.clock.set(at(2));
     place.worker.step().await.unwrap();
     assert_eq!(place.seen(), [("m-later".to_owned(), false)]);
+}
+
+/// A command on many instances, told in the order of its events: summary, starts, ends, summary.
+fn story(instances: usize) -> Vec<(i64, Event)> {
+    let mut told = Vec::new();
+    let mut tell = |second: i64, instance: Option<usize>, status: &str| {
+        let number = told.len();
+        let mut body = serde_json::json!({
+            "commandId": "0b6b5a5c-0000-4c1e-8d3b-2f0f3a9c1d11", "documentName": "AWS-RunShellScript",
+            "status": status, "eventTime": at(second).to_string(),
+        });
+        match instance {
+            Some(instance) => body["instanceId"] = format!("i-{instance:04}").into(),
+            None => body["instanceIds"] = serde_json::json!([]),
+        }
+        told.push((
+            second,
+            crate::store::read(&format!("m-{number}"), &body.to_string(), second),
+        ));
+    };
+    let count = i64::try_from(instances).unwrap();
+    tell(0, None, "InProgress");
+    for instance in 0..instances {
+        tell(1, Some(instance), "InProgress");
+    }
+    for instance in 0..instances {
+        let status = match instance % 50 {
+            7 => "Failed",
+            13 if instance < 100 => "TimedOut",
+            _ => "Success",
+        };
+        let second = 20 + i64::try_from(instance).unwrap();
+        tell(second, Some(instance), status);
+    }
+    tell(20 + count, None, "Failed");
+    told
+}
+
+#[tokio::test]
+async fn a_digest_tells_a_whole_command_in_few_notices() {
+    let place = Place::open(Clock::by_hand(at(0)), []);
+    let text = "name = 'r'\nto = ['s']\ndigest = { gather = '10s', every = '5m' }";
+    let route = toml::from_str::<runbell::route::Settings>(text).unwrap();
+    let routes = Routes::new(vec![route.check().unwrap()]);
+    let store = place.store.handle();
+    let mut notices = Vec::new();
+    let story = story(500);
+    let (all, end) = (story.len(), story.last().unwrap().0);
+    let mut story = story.into_iter().peekable();
+    for second in 0..=end + 600 {
+        place.clock.set(at(second));
+        while let Some((_, event)) = story.next_if(|(when, _)| *when == second) {
+            let owed = routes.owed(&event, None);
+            let append = Append {
+                event,
+                owed,
+                received_at: at(second),
+            };
+            store.append(append).await.unwrap();
+        }
+        while place.worker.step().await.unwrap().lanes > 0 {}
+        let seen = std::mem::take(&mut *place.sink.seen.lock().unwrap());
+        notices.extend(seen.into_iter().map(|notice| (second, notice)));
+    }
+    let told: Vec<String> = notices
+        .iter()
+        .map(|(second, notice)| format!("{second}: {}", Document::of(notice).title.text()))
+        .collect();
+    // Ten failures and two time-outs, seconds apart, and the two of the whole command.
+    assert!(told.len() <= 14, "{told:#?}");
+    assert_eq!(
+        told[0],
+        "10: InProgress: AWS-RunShellScript: 500 still running"
+    );
+    let closing = notices
+        .iter()
+        .position(|(second, _)| *second == end + 10)
+        .unwrap();
+    let (_, notice) = &notices[closing];
+    let document = Document::of(notice);
+    assert_eq!(
+        document.title.text(),
+        "Failed: AWS-RunShellScript: 488 succeeded, 10 failed, 2 timed out"
+    );
+    let fact = |name| {
+        document
+            .facts
+            .iter()
+            .find(|fact| fact.name == name)
+            .unwrap()
+    };
+    let troubled = fact("Not well").value.text();
+    assert!(
+        troubled.contains("i-0457") && troubled.contains("i-0013 (TimedOut)"),
+        "{troubled}"
+    );
+    assert_eq!(closing, notices.len() - 1, "it is the last: {told:#?}");
+    // No failure waits longer than it gathers.
+    for failed in (0..500).filter(|instance| instance % 50 == 7) {
+        let happened = 20 + i64::from(failed);
+        let name = format!("i-{failed:04}");
+        let shown = notices.iter().find(|(_, notice)| {
+            let document = Document::of(notice);
+            document
+                .facts
+                .iter()
+                .any(|fact| fact.value.text().contains(&name))
+        });
+        let (second, _) = shown.unwrap();
+        assert!(
+            (happened..=happened + 10).contains(second),
+            "{name} at {second}"
+        );
+    }
+    let tally = store.tally().await.unwrap();
+    let all = u64::try_from(all).unwrap();
+    assert_eq!(
+        (tally[0].owed, tally[0].sent, tally[0].waiting),
+        (all, all, 0)
+    );
+    assert_eq!(store.sweep().await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_batch_that_failed_stays_what_it_was_and_swallows_nothing() {
+    let place = Place::open(Clock::by_hand(at(0)), [trouble(Scope::Notice)]);
+    let text = "name = 'r'\nto = ['s']\ndigest = { gather = '10s', every = '5m' }";
+    let route = toml::from_str::<runbell::route::Settings>(text).unwrap();
+    let routes = Routes::new(vec![route.check().unwrap()]);
+    let store = place.store.handle();
+    let arrive = async |name: &str, second: i64, arrived: i64| {
+        let event = event(name, name, "Failed", second);
+        let owed = routes.owed(&event, None);
+        let append = Append {
+            event,
+            owed,
+            received_at: at(arrived),
+        };
+        store.append(append).await.unwrap();
+    };
+    arrive("m-1", 1, 1).await;
+    arrive("m-3", 3, 3).await;
+    place.clock.set(at(13));
+    place.worker.step().await.unwrap();
+    let first = std::mem::take(&mut *place.sink.seen.lock().unwrap());
+    // While that is tried again, one arrives that happened before its last.
+    arrive("m-2", 2, 20).await;
+    place.clock.set(at(60));
+    place.worker.step().await.unwrap();
+    let again = std::mem::take(&mut *place.sink.seen.lock().unwrap());
+    assert_eq!((first.len(), again.len()), (1, 1));
+    assert_eq!(first[0].id, again[0].id, "its id is the same at every try");
+    let all = Document::of(&again[0]);
+    let named = |name: &str| {
+        all.facts
+            .iter()
+            .any(|fact| fact.value.text().contains(name))
+    };
+    assert!(named("m-1") && named("m-2") && named("m-3"), "{all:?}");
+    let tally = store.tally().await.unwrap();
+    assert_eq!((tally[0].owed, tally[0].sent), (3, 3));
+    assert_eq!(store.sweep().await.unwrap(), 0);
 }
 
 #[tokio::test]

@@ -238,6 +238,17 @@ pub(super) fn routes(
         }
         match file.check() {
             Ok(route) => {
+                let each = sinks.iter().filter(|sink| route.to.contains(&sink.name));
+                let mut each = each.filter(|sink| !sink.takes_digests());
+                if let (Some(_), Some(sink)) = (route.digest, each.next()) {
+                    document.fault(
+                        &["route", &number, "digest"],
+                        format!(
+                            "sink `{}` takes events one by one: give it a route of its own",
+                            sink.name
+                        ),
+                    );
+                }
                 if routes.iter().any(|other| other.name == route.name) {
                     document.fault(
                         &["route", &number, "name"],

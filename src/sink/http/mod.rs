@@ -112,6 +112,11 @@ pub trait Vendor: Send + Sync + 'static {
         None
     }
 
+    /// Whether it has a place for a notice that tells of many events at once.
+    fn takes_digests(&self) -> bool {
+        true
+    }
+
     /// What of a call's body nobody may see.
     fn hidden(&self) -> Option<&str> {
         None

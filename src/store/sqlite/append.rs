@@ -41,6 +41,7 @@ pub(super) const KIND_COMMAND: i64 = 0;
 pub(super) const KIND_INSTANCE: i64 = 1;
 pub(super) const KIND_TOPIC: i64 = 2;
 pub(super) const KIND_OWN: i64 = 3;
+pub(super) const KIND_DIGEST: i64 = 4;
 
 impl Tables<'_> {
     /// Keeps an event and what is owed for it, unless this very notification is stored.
@@ -283,6 +284,7 @@ fn lane_columns<'a>(
     let (kind, number, instance) = match (key, step) {
         (LaneKey::Command, Some(step)) => (KIND_COMMAND, step.command_no, ""),
         (LaneKey::Instance, Some(step)) => (KIND_INSTANCE, step.command_no, step.instance),
+        (LaneKey::Digest, Some(step)) => (KIND_DIGEST, step.command_no, ""),
         (LaneKey::Topic, _) => (KIND_TOPIC, topic, ""),
         (LaneKey::Own, _) | (_, None) => (KIND_OWN, event, ""),
     };

@@ -3,14 +3,18 @@
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension as _, params};
 
+use super::append::KIND_DIGEST;
 use super::read::{RawEvent, raw_event};
 use super::tables::{Tables, earliest_release, nanos};
-use crate::delivery::{SortKey, from_nanos};
+use crate::delivery::{Digest, SortKey, from_nanos};
 use crate::event::Status;
 use crate::store::{Lane, LaneId, Leased, Waiting};
 
 /// How many bytes of messages a lease takes at most, beyond the first.
 const LARGEST: usize = 4 << 20;
+
+/// How many instances that did not end well a digest names at most.
+const MOST_TROUBLED: i64 = 100;
 
 /// How far the clock may go back before it counts as set back.
 const SLACK: i64 = 1_000_000_000;
@@ -24,7 +28,7 @@ pub(super) struct RawLeased {
 
 struct RawLane {
     lane: Lane,
-    waiting: Vec<(RawWaiting, RawEvent)>,
+    waiting: Taken,
 }
 
 struct RawWaiting {
@@ -40,8 +44,14 @@ struct RawWaiting {
     terminal_sent: bool,
 }
 
+/// Deliveries with their events.
+type Taken = Vec<(RawWaiting, RawEvent)>;
+
 struct Due {
     lane: i64,
+    kind: i64,
+    number: i64,
+    batch_upto: Option<Vec<u8>>,
     route: i64,
     epoch: i64,
     high: Option<SortKey>,
@@ -115,7 +125,11 @@ impl Tables<'_> {
             bytes: LARGEST,
         };
         for due in self.due_lanes(sink, nanos(now), limit)? {
-            let waiting = self.prefix(&due, sink, nanos(now), &mut room)?;
+            let (waiting, digest) = if due.kind == KIND_DIGEST {
+                self.batch(&due, sink, nanos(now), &mut room)?
+            } else {
+                (self.prefix(&due, sink, nanos(now), &mut room)?, None)
+            };
             let Some((last, _)) = waiting.last() else {
                 // It was due too early; say when it really is.
                 self.make_due(due.lane)?;
@@ -124,9 +138,10 @@ impl Tables<'_> {
             self.connection
                 .prepare_cached(
                     "UPDATE lane SET leased = 1, epoch = epoch + 1, due_at = NULL, leased_upto = ?2,
+                       batch_upto = CASE WHEN ?3 THEN ?2 ELSE batch_upto END,
                        leased_at_event = (SELECT max(id) FROM event) WHERE id = ?1",
                 )?
-                .execute(params![due.lane, last.key.as_bytes()])?;
+                .execute(params![due.lane, last.key.as_bytes(), digest.is_some()])?;
             leased.lanes.push(RawLane {
                 lane: Lane {
                     id: LaneId(due.lane),
@@ -135,6 +150,7 @@ impl Tables<'_> {
                     epoch: due.epoch + 1,
                     high: due.high,
                     waiting: Vec::new(),
+                    digest,
                 },
                 waiting,
             });
@@ -174,7 +190,7 @@ impl Tables<'_> {
     fn due_lanes(&self, sink: i64, now: i64, limit: usize) -> rusqlite::Result<Vec<Due>> {
         self.connection
             .prepare_cached(
-                "SELECT id, route, epoch, high, not_before FROM lane
+                "SELECT id, route, epoch, high, not_before, kind, number, batch_upto FROM lane
                  WHERE sink = ?1 AND due_at <= ?2 ORDER BY due_at LIMIT ?3",
             )?
             .query_map(params![sink, now, rows(limit)], |row| {
@@ -184,6 +200,9 @@ impl Tables<'_> {
                     epoch: row.get(2)?,
                     high: row.get::<_, Option<Vec<u8>>>(3)?.map(SortKey::from_bytes),
                     not_before: row.get(4)?,
+                    kind: row.get(5)?,
+                    number: row.get(6)?,
+                    batch_upto: row.get(7)?,
                 })
             })?
             .collect()
@@ -191,22 +210,8 @@ impl Tables<'_> {
 
     /// What of a lane may go. What goes alone neither waits for its turn nor brings others along;
     /// of the rest, everything goes up to a delivery whose release has come.
-    fn prefix(
-        &self,
-        due: &Due,
-        sink: i64,
-        now: i64,
-        room: &mut Room,
-    ) -> rusqlite::Result<Vec<(RawWaiting, RawEvent)>> {
-        let mut found = self
-            .connection
-            .prepare_cached(
-                "SELECT sort_key, event, alone, tries, failing_since, resent, possible_repeat,
-                   progress, high_then FROM waiting
-                 WHERE lane = ?1 AND alone = 1 AND release_at <= ?2 ORDER BY release_at LIMIT ?3",
-            )?
-            .query_map(params![due.lane, now, rows(room.deliveries)], raw_waiting)?
-            .collect::<rusqlite::Result<Vec<_>>>()?;
+    fn prefix(&self, due: &Due, sink: i64, now: i64, room: &mut Room) -> rusqlite::Result<Taken> {
+        let mut found = self.alone(due, now, room)?;
         if due.not_before <= now {
             let in_turn = rows(room.deliveries.saturating_sub(found.len()));
             // No more are asked for their keys than may go, however many wait.
@@ -224,6 +229,98 @@ impl Tables<'_> {
             }
             found.sort_by(|one, other| one.key.cmp(&other.key));
         }
+        self.take(found, due, sink, room)
+    }
+
+    /// What of a lane goes by itself.
+    fn alone(&self, due: &Due, now: i64, room: &Room) -> rusqlite::Result<Vec<RawWaiting>> {
+        self.connection
+            .prepare_cached(
+                "SELECT sort_key, event, alone, tries, failing_since, resent, possible_repeat,
+                   progress, high_then FROM waiting
+                 WHERE lane = ?1 AND alone = 1 AND release_at <= ?2 ORDER BY release_at LIMIT ?3",
+            )?
+            .query_map(params![due.lane, now, rows(room.deliveries)], raw_waiting)?
+            .collect()
+    }
+
+    /// The batch of a digest, by its last delivery, which stands for all before it. A batch that was
+    /// tried before stays what it was.
+    fn batch(
+        &self,
+        due: &Due,
+        sink: i64,
+        now: i64,
+        room: &mut Room,
+    ) -> rusqlite::Result<(Taken, Option<Digest>)> {
+        let alone = self.alone(due, now, room)?;
+        if !alone.is_empty() || due.not_before > now {
+            return Ok((self.take(alone, due, sink, room)?, None));
+        }
+        let last = self
+            .connection
+            .prepare_cached(
+                "SELECT sort_key, event, alone, tries, failing_since, resent, possible_repeat,
+                   progress, high_then FROM waiting
+                 WHERE lane = ?1 AND alone = 0 AND sort_key <= coalesce(?3, (
+                   SELECT max(sort_key) FROM waiting
+                   WHERE lane = ?1 AND alone = 0 AND release_at <= ?2))
+                 ORDER BY sort_key DESC LIMIT 1",
+            )?
+            .query_row(params![due.lane, now, due.batch_upto], raw_waiting)
+            .optional()?;
+        let Some(last) = last else {
+            return Ok((Vec::new(), None));
+        };
+        let digest = self.digest(due.number)?;
+        Ok((self.take(vec![last], due, sink, room)?, Some(digest)))
+    }
+
+    /// How a command stands.
+    fn digest(&self, command_no: i64) -> rusqlite::Result<Digest> {
+        let mut digest = Digest::default();
+        let mut statement = self.connection.prepare_cached(
+            "SELECT ended, count(*) FROM (
+               SELECT CASE WHEN max(status = 'Failed') THEN 'Failed'
+                 WHEN max(status = 'TimedOut') THEN 'TimedOut'
+                 WHEN max(status = 'Cancelled') THEN 'Cancelled'
+                 WHEN max(status = 'Success') THEN 'Success' ELSE 'InProgress' END AS ended
+               FROM step WHERE command_no = ?1 AND instance <> '' GROUP BY instance)
+             GROUP BY ended",
+        )?;
+        let mut rows = statement.query([command_no])?;
+        while let Some(row) = rows.next()? {
+            let count = row.get::<_, i64>(1)?.unsigned_abs();
+            match Status::parse(row.get_ref(0)?.as_str()?) {
+                Status::Success => digest.succeeded = count,
+                Status::Failed => digest.failed = count,
+                Status::TimedOut => digest.timed_out = count,
+                Status::Cancelled => digest.cancelled = count,
+                Status::InProgress | Status::Other(_) => digest.running += count,
+            }
+        }
+        digest.troubled = self
+            .connection
+            .prepare_cached(
+                "SELECT instance, status FROM step WHERE command_no = ?1 AND instance <> ''
+                   AND status IN ('Failed', 'TimedOut', 'Cancelled')
+                 ORDER BY event_time DESC, instance LIMIT ?2",
+            )?
+            .query_map([command_no, MOST_TROUBLED], |row| {
+                Ok((row.get(0)?, Status::parse(row.get_ref(1)?.as_str()?)))
+            })?
+            .collect::<rusqlite::Result<_>>()?;
+        Ok(digest)
+    }
+
+    /// Deliveries with their events, as many as there is room for.
+    fn take(
+        &self,
+        found: Vec<RawWaiting>,
+        due: &Due,
+        sink: i64,
+        room: &mut Room,
+    ) -> rusqlite::Result<Taken> {
         let mut taken = Vec::with_capacity(found.len());
         for row in found {
             if room.bytes == 0 {

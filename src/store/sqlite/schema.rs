@@ -58,6 +58,7 @@ CREATE TABLE lane (
   leased INTEGER NOT NULL DEFAULT 0,
   leased_upto BLOB,
   leased_at_event INTEGER,
+  batch_upto BLOB,
   epoch INTEGER NOT NULL DEFAULT 0,
   high BLOB,
   early INTEGER NOT NULL DEFAULT 1,

@@ -14,6 +14,7 @@ struct LaneRow {
     instance: String,
     route: i64,
     sink: i64,
+    batch_upto: Option<Vec<u8>>,
 }
 
 impl Tables<'_> {
@@ -29,6 +30,9 @@ impl Tables<'_> {
         for settled in &settlement.results {
             if (is_ours || settled.outcome == Outcome::Sent) && self.record(id, &lane, settled)? {
                 arrived = arrived.max(Some(settled.key.as_bytes()));
+            }
+            if is_ours && lane.batch_upto.as_deref() == Some(settled.key.as_bytes()) {
+                self.record_batch(id, &lane, settled)?;
             }
         }
         if !is_ours {
@@ -92,6 +96,72 @@ impl Tables<'_> {
         Ok(settled.outcome == Outcome::Sent)
     }
 
+    /// What its last delivery stands for shares its outcome: all before it that was there when the
+    /// batch was leased. A batch that is to be tried again stays as it is.
+    fn record_batch(&mut self, id: i64, lane: &LaneRow, last: &Settled) -> rusqlite::Result<()> {
+        if last.outcome == Outcome::Retry {
+            return Ok(());
+        }
+        if !last.outcome.waits() {
+            let of_batch = "lane = ?1 AND alone = 0 AND sort_key < ?2
+               AND event <= (SELECT leased_at_event FROM lane WHERE id = ?1)";
+            let key = last.key.as_bytes();
+            self.connection
+                .prepare_cached(&format!(
+                    "INSERT INTO outcome (event, route, sink, n, at, result, marks, late, answer)
+                     SELECT event, ?3, ?4, coalesce((SELECT max(n) FROM outcome AS before
+                         WHERE before.event = waiting.event AND route = ?3 AND sink = ?4), 0) + 1,
+                       ?5, ?6, 0, NULL, ?7 FROM waiting WHERE {of_batch}"
+                ))?
+                .execute(params![
+                    id,
+                    key,
+                    lane.route,
+                    lane.sink,
+                    nanos(last.at),
+                    last.outcome.word(),
+                    last.answer
+                ])?;
+            if last.outcome == Outcome::Dead {
+                self.connection
+                    .prepare_cached(&format!(
+                        "INSERT INTO dead (event, kind, number, instance, route, sink, sort_key,
+                           died_at, tries, answer)
+                         SELECT event, ?3, ?4, '', ?5, ?6, sort_key, ?7, tries, ?8
+                         FROM waiting WHERE {of_batch}"
+                    ))?
+                    .execute(params![
+                        id,
+                        key,
+                        lane.kind,
+                        lane.number,
+                        lane.route,
+                        lane.sink,
+                        nanos(last.at),
+                        last.answer
+                    ])?;
+            }
+            let gone = self
+                .connection
+                .prepare_cached(&format!("DELETE FROM waiting WHERE {of_batch}"))?
+                .execute(params![id, key])?;
+            let gone = i64::try_from(gone).unwrap_or(i64::MAX);
+            let book = self.book(lane.sink, last.at);
+            match last.outcome {
+                Outcome::Sent => book.sent += gone,
+                Outcome::Muted => book.muted += gone,
+                Outcome::Redundant => book.redundant += gone,
+                Outcome::Dropped => book.dropped += gone,
+                Outcome::Dead => book.dead += gone,
+                Outcome::Retry | Outcome::Parked => {}
+            }
+        }
+        self.connection
+            .prepare_cached("UPDATE lane SET batch_upto = NULL WHERE id = ?1")?
+            .execute([id])?;
+        Ok(())
+    }
+
     /// Notes a try of a delivery that waits on; how many there were.
     fn keep_waiting(&self, id: i64, settled: &Settled) -> rusqlite::Result<Option<i64>> {
         let parked_until = (settled.outcome == Outcome::Parked)
@@ -124,7 +194,8 @@ impl Tables<'_> {
     fn lane_row(&self, id: i64) -> rusqlite::Result<Option<LaneRow>> {
         self.connection
             .prepare_cached(
-                "SELECT epoch, leased, kind, number, instance, route, sink FROM lane WHERE id = ?1",
+                "SELECT epoch, leased, kind, number, instance, route, sink, batch_upto
+                 FROM lane WHERE id = ?1",
             )?
             .query_row([id], |row| {
                 Ok(LaneRow {
@@ -135,6 +206,7 @@ impl Tables<'_> {
                     instance: row.get(4)?,
                     route: row.get(5)?,
                     sink: row.get(6)?,
+                    batch_upto: row.get(7)?,
                 })
             })
             .optional()

@@ -311,7 +311,7 @@ impl Tables<'_> {
                 .execute([command_no])?;
             connection
                 .prepare_cached(
-                    "DELETE FROM lane WHERE kind IN (0, 1) AND number = ?1
+                    "DELETE FROM lane WHERE kind IN (0, 1, 4) AND number = ?1
                      AND NOT EXISTS (SELECT 1 FROM waiting WHERE waiting.lane = lane.id)",
                 )?
                 .execute([command_no])?;
