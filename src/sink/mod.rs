@@ -11,6 +11,7 @@ use crate::clock::Clock;
 use crate::render::Notice;
 use crate::retry::{Patience, Verdict};
 
+pub mod email;
 pub mod file;
 pub mod record;
 pub mod stdout;
