@@ -126,3 +126,33 @@ fn text(document: &Document) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sink::record::tests::notice;
+
+    #[test]
+    fn show() {
+        let to: Vec<Mailbox> = vec![
+            "Ann <a@example.com>".parse().unwrap(),
+            "b@example.com".parse().unwrap(),
+        ];
+        let from: Mailbox = "Runbell <runbell@example.com>".parse().unwrap();
+        for text in [
+            "i-0123456789abcdef0",
+            "i-\u{2028}\r\nBcc: x@y.z\u{e4}\u{e4}<b>&=?utf-8?B?aGFsbG8=?=",
+        ] {
+            let bytes = build(
+                &notice(&text.replace('\r', "\\r").replace('\n', "\\n")),
+                "on call",
+                &from,
+                &to,
+                "2026-11-23T10:00:00Z".parse().unwrap(),
+            )
+            .unwrap();
+            std::fs::write(format!("/tmp/mail{}.eml", text.len()), &bytes).unwrap();
+            println!("{}", String::from_utf8(bytes).unwrap());
+        }
+    }
+}
