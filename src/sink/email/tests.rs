@@ -3,6 +3,8 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use futures_util::future::join_all;
+
 use super::*;
 use crate::sink::record::tests::notice;
 
@@ -78,6 +80,19 @@ async fn fifty_mails_go_over_one_connection() {
     sink.reopen().await;
     send(&sink, &notice("i-51")).await;
     assert_eq!(server.connections(), 3);
+}
+
+#[tokio::test]
+async fn mails_at_once_have_connections_of_their_own_and_share_them_later() {
+    let server = Server::start(|_| Usual).await;
+    let (sink, _) = server.sink();
+    let notices = ["i-1", "i-2", "i-3", "i-4"].map(notice);
+    for _ in 0..2 {
+        let verdicts = join_all(notices.iter().map(|notice| send(&sink, notice))).await;
+        assert!(verdicts.iter().all(|verdict| word(verdict) == "sent"));
+    }
+    assert_eq!((server.connections(), server.mails().len()), (4, 8));
+    assert_eq!((sink.capacity().at_once, sink.capacity().per_send), (4, 1));
 }
 
 #[tokio::test]
@@ -200,32 +215,29 @@ async fn each_answer_has_its_verdict() {
 
 #[tokio::test]
 async fn what_is_lost_after_the_dot_may_have_arrived() {
-    for (at, expected) in [
-        ("", "retry sink"),
-        ("RCPT", "retry sink"),
-        ("DATA", "retry sink"),
-        (".", "unknown"),
+    for (at, is_slow, expected) in [
+        ("", false, "retry sink"),
+        ("RCPT", false, "retry sink"),
+        ("DATA", false, "retry sink"),
+        (".", false, "unknown"),
+        ("RCPT", true, "retry sink"),
+        (".", true, "unknown"),
     ] {
-        for is_slow in [false, true] {
-            let server = Server::start(move |line| match line.split(' ').next() == Some(at) {
-                true if is_slow => Nothing,
-                true => HangUp,
-                false => Usual,
-            })
-            .await;
-            let text = format!("smtp = 'smtp+plain://127.0.0.1:{}'", server.port);
-            let mut settings = checked(&text, None, Path::new("/")).unwrap();
-            if is_slow {
-                settings.timeout = Duration::from_millis(200);
-            }
-            let (sink, _) = sink(settings);
-            let mut notice = notice("i-1");
-            notice.progress = Some(r#"{"sent":["a@example.com"]}"#.to_owned());
-            let verdict = send(&sink, &notice).await;
-            assert_eq!(word(&verdict), expected, "{at:?} {is_slow}: {verdict:?}");
-            if let Verdict::Retry { progress, .. } = verdict {
-                assert!(progress.unwrap().contains("a@example.com"), "{at:?}");
-            }
+        let server = Server::start(move |line| match line.split(' ').next() == Some(at) {
+            true if is_slow => Nothing,
+            true => HangUp,
+            false => Usual,
+        })
+        .await;
+        let port = server.port;
+        let text = format!("smtp = 'smtp+plain://127.0.0.1:{port}'\ntimeout = '1s'");
+        let (sink, _) = sink(checked(&text, None, Path::new("/")).unwrap());
+        let mut notice = notice("i-1");
+        notice.progress = Some(r#"{"sent":["a@example.com"]}"#.to_owned());
+        let verdict = send(&sink, &notice).await;
+        assert_eq!(word(&verdict), expected, "{at:?} {is_slow}: {verdict:?}");
+        if let Verdict::Retry { progress, .. } = verdict {
+            assert!(progress.unwrap().contains("a@example.com"), "{at:?}");
         }
     }
 }
@@ -252,6 +264,20 @@ async fn tls_is_used_both_ways_and_signed_in_within() {
         assert_eq!(place("STARTTLS").is_some(), !is_implicit);
         assert!(place("STARTTLS") < place("AUTH"), "{said:?}");
     }
+}
+
+#[tokio::test]
+async fn a_server_that_knows_only_login_is_told_in_two_words() {
+    let server = Server::start(|line| match line {
+        line if line.starts_with("EHLO") => This("250-test\r\n250-STARTTLS\r\n250 AUTH LOGIN"),
+        "AUTH LOGIN" => This("334 VXNlcm5hbWU6"),
+        "YW5u" => This("334 UGFzc3dvcmQ6"),
+        "aHVudGVyMg==" => This("235 2.7.0 welcome"),
+        _ => Usual,
+    })
+    .await;
+    let verdict = send(&server.sink_with("smtp+starttls://ann@"), &notice("i-1")).await;
+    assert_eq!(word(&verdict), "sent", "{verdict:?}");
 }
 
 #[tokio::test]

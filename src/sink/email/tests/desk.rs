@@ -52,7 +52,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Duplex for S {}
 type Stream = BufReader<Box<dyn Duplex>>;
 
 pub(super) struct Server {
-    port: u16,
+    pub(super) port: u16,
     pub(super) said: Guarded<Vec<String>>,
     mails: Guarded<Vec<String>>,
     _tasks: JoinSet<()>,
