@@ -14,6 +14,7 @@ use crate::retry::{Patience, Verdict};
 
 pub mod alertmanager;
 pub mod discord;
+pub mod email;
 pub mod file;
 pub mod google_chat;
 pub mod http;
@@ -85,6 +86,8 @@ pub enum Kind {
     Stdout(stdout::Settings),
     /// Calls of a web service.
     Http(http::Checked),
+    /// Mail.
+    Email(email::Checked),
 }
 
 impl Configured {
@@ -94,6 +97,7 @@ impl Configured {
         match &self.kind {
             Kind::File(_) | Kind::Stdout(_) => false,
             Kind::Http(checked) => checked.vendor.takes_digests(),
+            Kind::Email(_) => true,
         }
     }
 
@@ -104,6 +108,11 @@ impl Configured {
         match &self.kind {
             Kind::File(settings) => Arc::new(file::FileSink::new(settings.clone(), clock.clone())),
             Kind::Stdout(_) => Arc::new(stdout::StdoutSink::default()),
+            Kind::Email(checked) => Arc::new(email::Email::new(
+                checked.clone(),
+                &self.name,
+                clock.clone(),
+            )),
             Kind::Http(checked) => {
                 Arc::new(http::HttpSink::new(checked.clone(), clock.clone(), paces))
             }

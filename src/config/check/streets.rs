@@ -16,14 +16,15 @@ use crate::fault::{Fault, meant};
 use crate::route::{self, Route};
 use crate::secret::REVEALED;
 use crate::sink::{
-    Configured, Kind, alertmanager, discord, file, google_chat, http, mattermost, ntfy, pagerduty,
-    slack, stdout, teams, telegram, webhook,
+    Configured, Kind, alertmanager, discord, email, file, google_chat, http, mattermost, ntfy,
+    pagerduty, slack, stdout, teams, telegram, webhook,
 };
 use crate::sns::TopicSettings;
 
-const SINKS: [&str; 12] = [
+const SINKS: [&str; 13] = [
     "file",
     "stdout",
+    "email",
     "webhook",
     "slack",
     "teams",
@@ -99,6 +100,9 @@ pub(super) fn sinks(document: &mut Document, around: &Surroundings<'_>) -> Vec<C
                 sink(document, &at, &rest, |it: file::Settings| it.check(folder)).map(Kind::File)
             }
             "stdout" => sink(document, &at, &rest, |it: stdout::Settings| Ok(it)).map(Kind::Stdout),
+            "email" => {
+                sink(document, &at, &rest, |it: email::Settings| it.check(folder)).map(Kind::Email)
+            }
             "webhook" => http(document, &at, &rest, |it: webhook::Settings| {
                 it.check(folder)
             }),
