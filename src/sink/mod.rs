@@ -15,6 +15,7 @@ use crate::retry::{Patience, Verdict};
 pub mod alertmanager;
 pub mod discord;
 pub mod email;
+pub mod exec;
 pub mod file;
 pub mod google_chat;
 pub mod http;
@@ -88,6 +89,8 @@ pub enum Kind {
     Http(http::Checked),
     /// Mail.
     Email(email::Checked),
+    /// Runs of a program.
+    Exec(exec::Checked),
 }
 
 impl Configured {
@@ -95,7 +98,7 @@ impl Configured {
     #[must_use]
     pub fn takes_digests(&self) -> bool {
         match &self.kind {
-            Kind::File(_) | Kind::Stdout(_) => false,
+            Kind::File(_) | Kind::Stdout(_) | Kind::Exec(_) => false,
             Kind::Http(checked) => checked.vendor.takes_digests(),
             Kind::Email(_) => true,
         }
@@ -113,6 +116,7 @@ impl Configured {
                 &self.name,
                 clock.clone(),
             )),
+            Kind::Exec(checked) => Arc::new(exec::Exec::new(checked.clone())),
             Kind::Http(checked) => {
                 Arc::new(http::HttpSink::new(checked.clone(), clock.clone(), paces))
             }

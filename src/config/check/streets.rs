@@ -16,15 +16,16 @@ use crate::fault::{Fault, meant};
 use crate::route::{self, Route};
 use crate::secret::REVEALED;
 use crate::sink::{
-    Configured, Kind, alertmanager, discord, email, file, google_chat, http, mattermost, ntfy,
-    pagerduty, slack, stdout, teams, telegram, webhook,
+    Configured, Kind, alertmanager, discord, email, exec, file, google_chat, http, mattermost,
+    ntfy, pagerduty, slack, stdout, teams, telegram, webhook,
 };
 use crate::sns::TopicSettings;
 
-const SINKS: [&str; 13] = [
+const SINKS: [&str; 14] = [
     "file",
     "stdout",
     "email",
+    "exec",
     "webhook",
     "slack",
     "teams",
@@ -102,6 +103,9 @@ pub(super) fn sinks(document: &mut Document, around: &Surroundings<'_>) -> Vec<C
             "stdout" => sink(document, &at, &rest, |it: stdout::Settings| Ok(it)).map(Kind::Stdout),
             "email" => {
                 sink(document, &at, &rest, |it: email::Settings| it.check(folder)).map(Kind::Email)
+            }
+            "exec" => {
+                sink(document, &at, &rest, |it: exec::Settings| it.check(folder)).map(Kind::Exec)
             }
             "webhook" => http(document, &at, &rest, |it: webhook::Settings| {
                 it.check(folder)

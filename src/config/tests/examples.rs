@@ -51,7 +51,7 @@ fn the_example_of_sinks_is_good_and_has_every_kind() {
     let parsed = Config::parse(SINKS, Path::new("sinks.example.toml"), &around);
     let (config, warnings) = parsed.unwrap_or_else(|faults| panic!("{faults}"));
     assert!(warnings.is_empty(), "{warnings:?}");
-    assert_eq!(config.sinks.len(), 11);
+    assert_eq!(config.sinks.len(), 12);
 }
 
 #[test]
