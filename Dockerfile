@@ -14,7 +14,7 @@ COPY .cargo .cargo
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir src benches \
  && touch src/lib.rs \
- && echo 'fn main() {}' | tee src/main.rs > benches/intake.rs \
+ && echo 'fn main() {}' | tee src/main.rs benches/intake.rs > benches/sinks.rs \
  && cargo build --locked --release
 
 # Cargo goes by the time of a file, and these may be older than the empty ones just built.

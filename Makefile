@@ -34,9 +34,10 @@ check: system lint-tools $(DENY)
 audit: system $(DENY)
 	$(DENY) --locked check advisories
 
-## bench     what a notification costs, beside a server that only verifies
+## bench     what a notification and a notice cost, beside a bare server and a bare client
 bench: system
 	cargo bench --locked --bench intake -- $(ARGS)
+	cargo bench --locked --bench sinks
 
 ## interop   a real LocalStack subscribes, confirms and publishes
 interop: system
