@@ -98,12 +98,12 @@ impl Worker {
         let mut done = Vec::new();
         let (mut look_at, mut not_before) = (Timestamp::MIN, Timestamp::MIN);
         loop {
+            let free_at = self.sink.free_at();
             let now = self.clock.now();
             // A clock that was set back must not make anybody wait for it to come round again.
             not_before = not_before.min(later(now, STORE_TROUBLE));
             let limit = self.room(under_way.len());
             let may_lease = limit > 0 && !stop.is_cancelled();
-            let free_at = self.sink.free_at();
             if may_lease && look_at.max(not_before).max(free_at) <= now {
                 match self.turn(std::mem::take(&mut done), limit).await {
                     Ok(leased) => {

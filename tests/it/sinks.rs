@@ -20,6 +20,10 @@ use runbell::sink::http::{Paces, Vendor};
 use runbell::sink::{Kind, Sink};
 use serde_json::{Value, json};
 
+use crate::harness::app::{Runbell, Setup, until};
+use crate::harness::sns::Sns;
+use crate::harness::store::folder;
+
 /// Part of every secret here: it must be seen nowhere but in requests.
 const CANARY: &str = "c4n4ry";
 
@@ -632,4 +636,82 @@ proptest! {
             }
         }
     }
+}
+
+/// A file beside a webhook that leads to `service`.
+async fn beside_a_file(service: &Service, http: &str, order: &str) -> (Sns, Runbell) {
+    let sns = Sns::start().await;
+    let folder = Arc::new(folder());
+    std::fs::write(folder.path().join("url"), format!("{}/hook", service.base)).unwrap();
+    let routes = format!(
+        "[sink.audit]\ntype = 'file'\npath = 'audit.jsonl'\n\
+         [sink.hook]\ntype = 'webhook'\nurl = {{ file = 'url' }}\n\
+         http = {{ allow_private = true, {http} }}\n\
+         [[route]]\nname = 'all'\nto = ['audit', 'hook']\norder = '{order}'\n{}",
+        if order == "none" { "" } else { "hold = '0s'\n" }
+    );
+    let setup = Setup {
+        routes,
+        ..Setup::default()
+    };
+    let runbell = Runbell::start_in(folder, &sns, setup).await;
+    (sns, runbell)
+}
+
+#[tokio::test]
+async fn a_sink_that_hangs_keeps_no_other_waiting_and_is_not_hammered() {
+    let service = Service::start().await;
+    let (sns, runbell) = beside_a_file(&service, "timeout = '60s'", "none").await;
+    let now = Clock::system().now();
+    for number in 0..100 {
+        let id = format!("m-{number}");
+        assert_eq!(
+            runbell.post(sns.status(&id, &id, "Success", now)).await,
+            200
+        );
+    }
+    assert_eq!(runbell.lines("audit.jsonl", 100).await.len(), 100);
+    // As many as it takes at once, and no more before they end.
+    until("four calls", async || {
+        (service.script.asked.lock().unwrap().len() == 4).then_some(())
+    })
+    .await;
+    let waiting = "runbell_waiting{sink=\"hook\"}";
+    assert!((runbell.metric(waiting).await - 100.0).abs() < 0.5);
+}
+
+#[tokio::test]
+async fn a_sink_that_asks_for_a_rest_gets_it_and_then_everything_in_order() {
+    let service = Service::start().await;
+    let (sns, runbell) = beside_a_file(&service, "", "topic").await;
+    service.will_say(429, &[("retry-after", "1.5")], "");
+    for _ in 0..30 {
+        service.will_answer(204, "");
+    }
+    let now = Clock::system().now();
+    for number in 0..30 {
+        let id = format!("m-{number:02}");
+        let at = now + jiff::SignedDuration::from_millis(number);
+        assert_eq!(runbell.post(sns.status(&id, &id, "Success", at)).await, 200);
+    }
+    runbell.lines("audit.jsonl", 30).await;
+    assert!(
+        service.script.asked.lock().unwrap().len() <= 1,
+        "it was asked while it rests"
+    );
+    until("all of them", async || {
+        (service.script.asked.lock().unwrap().len() == 31).then_some(())
+    })
+    .await;
+    let asked = service.asked();
+    let told: Vec<_> = asked[1..]
+        .iter()
+        .map(|asked| text(&asked.body, "/message_id").to_owned())
+        .collect();
+    let in_order: Vec<_> = (0..30).map(|number| format!("m-{number:02}")).collect();
+    assert_eq!(told, in_order);
+    assert_eq!(
+        asked[0].headers["webhook-id"],
+        asked[1].headers["webhook-id"]
+    );
 }

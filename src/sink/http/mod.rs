@@ -370,8 +370,8 @@ impl Sink for HttpSink {
     }
 
     fn free_at(&self) -> Timestamp {
-        let now = self.clock.now();
-        self.pace.as_ref().map_or(now, |pace| pace.free_at(now))
+        let pace = self.pace.as_ref();
+        pace.map_or(Timestamp::MIN, |pace| pace.free_at(self.clock.now()))
     }
 
     fn preview(&self, notice: &Notice) -> String {
