@@ -28,7 +28,8 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/* \
  && groupadd --system --gid 65532 runbell \
  && useradd --system --uid 65532 --gid runbell --home-dir /var/lib/runbell --shell /usr/sbin/nologin runbell \
- && install -d -m 0700 -o runbell -g runbell /var/lib/runbell
+ && install -d -m 0700 -o runbell -g runbell /var/lib/runbell \
+ && install -d -m 0750 -o runbell -g runbell /var/log/runbell
 COPY --from=build /build/target/release/runbell /usr/local/bin/runbell
 COPY LICENSE /usr/share/doc/runbell/LICENSE
 # A number, so that an orchestrator can see that it is not root.

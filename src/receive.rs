@@ -48,6 +48,7 @@ pub struct Receiver {
     readiness: Readiness,
     refused: Mutex<Ring>,
     complaints: Complaints,
+    calls: Mutex<subscription::Calls>,
     gap: Gap,
 }
 
@@ -134,6 +135,7 @@ impl Receiver {
             readiness: parts.readiness,
             refused: Mutex::default(),
             complaints: Complaints::default(),
+            calls: Mutex::default(),
             gap,
         }
     }
@@ -187,15 +189,7 @@ impl Receiver {
         self.judge_freshness(&verified, now).await?;
         let event = read(&verified);
         let owed = self.routes.load().owed(&event, self.gap.least_hold(now));
-        if owed.is_empty() {
-            self.metrics.unrouted(&event.topic);
-            tracing::warn!(
-                topic = event.topic,
-                message_id = event.message_id,
-                kind = event.kind.word(),
-                "no route takes this event; it is kept"
-            );
-        }
+        let unrouted = owed.is_empty().then(|| event.kind.word());
         let append = Append {
             event,
             owed,
@@ -204,6 +198,7 @@ impl Receiver {
         let appended = self.store.append(append).await;
         self.metrics.appended_in(since(now, self.clock.now()));
         let topic = verified.topic().as_str();
+        let mut is_new = false;
         match appended {
             Ok(Appended::Stored {
                 due,
@@ -220,6 +215,16 @@ impl Receiver {
                 if conflict {
                     self.metrics.conflicted(topic);
                 }
+                if let Some(kind) = unrouted {
+                    self.metrics.unrouted(topic);
+                    tracing::warn!(
+                        topic,
+                        message_id = verified.message_id(),
+                        kind,
+                        "no route takes this event; it is kept"
+                    );
+                }
+                is_new = true;
                 let result = if repeat_of.is_some() {
                     "repeat"
                 } else {
@@ -230,7 +235,7 @@ impl Receiver {
             Ok(Appended::Known { .. }) => self.metrics.received(Some(topic), "known"),
             Err(error) => return Err(self.store_trouble(&error, now)),
         }
-        self.answer_confirmation(&verified, now).await
+        self.answer_confirmation(&verified, is_new, now).await
     }
 
     /// Refuses what is too old or from the future, unless it is stored already.
@@ -239,11 +244,13 @@ impl Receiver {
             Freshness::Fresh => return Ok(()),
             Freshness::Stale(refusal) => refusal,
             Freshness::Ahead(refusal) => {
-                tracing::error!(
-                    sent_at = %verified.sent_at(),
-                    %now,
-                    "SNS signed this in our future: is our clock right?"
-                );
+                if self.complaints.allow(now) {
+                    tracing::error!(
+                        sent_at = %verified.sent_at(),
+                        %now,
+                        "SNS signed this in our future: is our clock right?"
+                    );
+                }
                 refusal
             }
         };

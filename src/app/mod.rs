@@ -139,7 +139,8 @@ impl App {
                 );
             }
         }
-        if let Err(error) = sns::self_test() {
+        if let Err(error) = sns::self_test(config.topics.iter().any(|topic| topic.allow_version_1))
+        {
             let error: &dyn std::error::Error = &error;
             tracing::error!(
                 error,
@@ -229,8 +230,10 @@ impl App {
     /// Ends what runs, in order, all by one deadline.
     async fn stop(self, hook: Tasks, work: Tasks, rest: Tasks) {
         let clock = self.clock;
-        let deadline = later(clock.now(), self.config.server.drain);
-        if !hook.end(&clock, deadline).await {
+        let drain = self.config.server.drain;
+        let deadline = later(clock.now(), drain);
+        // A post that does not end must not take the time of what is being delivered.
+        if !hook.end(&clock, later(clock.now(), drain / 2)).await {
             tracing::warn!("requests were still under way at the deadline; SNS sends them again");
         }
         if !work.end(&clock, deadline).await {

@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, bail};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::config::Config;
+use crate::store::Engine;
 use crate::store::sqlite::Sqlite;
-use crate::store::{Engine, StoreError};
 use crate::web::admin::problem::Problem;
 
 /// Who changes the store.
@@ -31,24 +31,16 @@ pub(super) struct Alone {
 impl Changer {
     /// The running process if there is one, else the file itself.
     pub(super) fn find(config: &Config) -> anyhow::Result<Self> {
-        let Engine::Sqlite(file) = &config.store.engine;
-        match Sqlite::open(file) {
-            Ok((store, writer, _)) => {
-                let writer = std::thread::Builder::new()
-                    .name("store".to_owned())
-                    .spawn(move || writer.run())
-                    .context("cannot start a thread")?;
-                Ok(Self::Alone(Alone { store, writer }))
-            }
-            // The lock is held: somebody runs, and can be asked.
-            Err(StoreError::Unusable(why)) => match &config.admin.socket {
-                Some(socket) if std::os::unix::net::UnixStream::connect(socket).is_ok() => {
-                    Ok(Self::Running(Running::over(socket)?))
-                }
-                _ => Err(anyhow!(why)),
-            },
-            Err(error) => Err(error.into()),
+        if let Some(running) = Running::find(config)? {
+            return Ok(Self::Running(running));
         }
+        let Engine::Sqlite(file) = &config.store.engine;
+        let (store, writer, _) = Sqlite::open(file)?;
+        let writer = std::thread::Builder::new()
+            .name("store".to_owned())
+            .spawn(move || writer.run())
+            .context("cannot start a thread")?;
+        Ok(Self::Alone(Alone { store, writer }))
     }
 }
 
@@ -62,10 +54,19 @@ impl Alone {
 }
 
 impl Running {
+    /// The running process, if somebody answers on its socket.
+    pub(super) fn find(config: &Config) -> anyhow::Result<Option<Self>> {
+        let socket = config.admin.socket.as_ref();
+        let answers =
+            |socket: &&std::path::PathBuf| std::os::unix::net::UnixStream::connect(socket).is_ok();
+        socket.filter(answers).map(|it| Self::over(it)).transpose()
+    }
+
     pub(super) fn over(socket: &Path) -> anyhow::Result<Self> {
         let client = reqwest::Client::builder()
             .unix_socket(socket)
             .no_proxy()
+            .timeout(std::time::Duration::from_mins(2))
             .build()
             .context("cannot make a client")?;
         Ok(Self(client))

@@ -9,7 +9,7 @@ use super::admin::{Changer, look};
 use super::{Stop, block_on, output, settings};
 use crate::clock::Clock;
 use crate::store::{DeadSelection, Store as _};
-use crate::web::admin::wire;
+use crate::web::admin::{api, wire};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -158,9 +158,13 @@ fn change(
                     Which { ids, .. } => DeadSelection::Ids(ids),
                 };
                 let done = if act == "dead/retry" {
-                    alone.store.retry_dead(selection, to, now).await
+                    let runs = |name: &str| config.sinks.iter().any(|sink| sink.name == name);
+                    api::retry(&alone.store, selection, to, &runs, now)
+                        .await
+                        .map_err(|problem| anyhow!(problem.detail))
                 } else {
-                    alone.store.drop_dead(selection, now).await
+                    let dropped = alone.store.drop_dead(selection, now).await;
+                    dropped.map_err(Into::into)
                 };
                 alone.close();
                 Ok(done?)

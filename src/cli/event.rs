@@ -163,7 +163,10 @@ fn show(shown: &wire::EventShown) -> Result<(), Stop> {
         }
     }
     if let Some(message) = &event.message {
-        output::line(&format!("\n{}", output::plain(message)))?;
+        output::line("")?;
+        for line in message.lines() {
+            output::line(&output::plain(line))?;
+        }
     }
     Ok(())
 }

@@ -34,7 +34,9 @@ pub(super) fn run(config: &Path, args: &Args) -> Result<(), Stop> {
         let answer = asked.context("nobody answers")?;
         let is_ready = answer.status().is_success();
         let text = answer.text().await?;
-        output::line(&output::plain(text.trim_end()))?;
+        for line in text.lines() {
+            output::line(&output::plain(line))?;
+        }
         if is_ready { Ok(()) } else { Err(Stop::No) }
     })
 }

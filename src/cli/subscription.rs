@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::anyhow;
 use clap::Subcommand;
 
-use super::admin::{Changer, look};
+use super::admin::{Running, look};
 use super::{Stop, block_on, output, settings};
 use crate::store::Store as _;
 use crate::web::admin::wire;
@@ -48,7 +48,7 @@ pub(super) fn run(path: &Path, command: &Command) -> Result<(), Stop> {
             output::table(&header, rows.collect(), "no subscription asked")
         }
         Command::Confirm { id } => {
-            let Changer::Running(running) = Changer::find(&config)? else {
+            let Some(running) = Running::find(&config)? else {
                 return Err(anyhow!("nobody serves: start `runbell serve`, then confirm").into());
             };
             block_on(async {

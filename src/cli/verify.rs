@@ -56,7 +56,12 @@ pub(super) fn run(args: &Args) -> Result<(), Stop> {
     });
     match verdict {
         Ok(verified) => {
-            say(args, true, "verified", &what(&verified))?;
+            say(
+                args,
+                true,
+                "verified",
+                &what(&verified, args.cert.is_some()),
+            )?;
             Ok(())
         }
         Err(refusal) => {
@@ -66,9 +71,14 @@ pub(super) fn run(args: &Args) -> Result<(), Stop> {
     }
 }
 
-fn what(verified: &Verified) -> String {
+fn what(verified: &Verified, is_given: bool) -> String {
+    let who = if is_given {
+        "Whoever holds the key of the certificate given"
+    } else {
+        "AWS"
+    };
     format!(
-        "AWS signed this {} for {} at {}",
+        "{who} signed this {} for {} at {}",
         verified.message_type().as_str(),
         verified.topic(),
         verified.sent_at()

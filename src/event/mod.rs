@@ -190,7 +190,8 @@ pub fn detail(text: &str) -> &str {
 }
 
 /// Only what distinguishes one spelling's word from another word.
-fn letters(text: &str) -> String {
+#[must_use]
+pub fn letters(text: &str) -> String {
     text.chars()
         .filter(|each| each.is_alphanumeric())
         .map(|each| each.to_ascii_lowercase())

@@ -1,9 +1,14 @@
 //! Subscriptions that ask to be confirmed: answered at once when the settings say so, else kept for a
 //! person to decide.
 
+use std::collections::HashMap;
+use std::sync::{MutexGuard, PoisonError};
+use std::time::Duration;
+
 use jiff::Timestamp;
 
 use super::Receiver;
+use crate::clock::since;
 use crate::sns::{Answer, MessageType, Refusal, TopicSettings, Verified, confirm};
 use crate::store::{StoreError, Subscription};
 
@@ -61,6 +66,7 @@ impl Receiver {
     pub(super) async fn answer_confirmation(
         &self,
         verified: &Verified,
+        is_new: bool,
         now: Timestamp,
     ) -> Result<(), Refusal> {
         let (Some(token), MessageType::SubscriptionConfirmation) =
@@ -80,16 +86,32 @@ impl Receiver {
             return Ok(());
         }
         if !topic.confirm {
-            tracing::warn!(
-                topic = topic.arn.as_str(),
-                subscription = subscription.id,
-                "a subscription waits for `runbell subscription confirm`"
-            );
+            if is_new {
+                tracing::warn!(
+                    topic = topic.arn.as_str(),
+                    subscription = subscription.id,
+                    "a subscription waits for `runbell subscription confirm`"
+                );
+            }
             return Ok(());
+        }
+        // SNS repeats what was not answered with 200; so may anybody who has seen it.
+        match self.calls().begin(subscription.id, now) {
+            Begun::Now => {}
+            Begun::TooSoon => {
+                return Err(Refusal {
+                    word: "confirmation-soon",
+                    sentence: "the subscription was tried to be confirmed just now".to_owned(),
+                    answer: Answer::Later,
+                    topic: None,
+                });
+            }
+            Begun::Refused => return Ok(()),
         }
         match self.call(topic, &subscription).await {
             Ok(()) => Ok(()),
             Err(Unconfirmed::Token(why)) => {
+                self.calls().refused(subscription.id);
                 tracing::warn!(topic = topic.arn.as_str(), why, "AWS refused the token");
                 Ok(())
             }
@@ -101,6 +123,10 @@ impl Receiver {
             }),
             Err(Unconfirmed::Store(error)) => Err(self.store_trouble(&error, now)),
         }
+    }
+
+    fn calls(&self) -> MutexGuard<'_, Calls> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn call(
@@ -122,5 +148,40 @@ impl Receiver {
             confirm::Confirmation::TokenRefused(why) => Err(Unconfirmed::Token(why)),
             confirm::Confirmation::Failed(why) => Err(Unconfirmed::Call(why)),
         }
+    }
+}
+
+/// The subscriptions that AWS was asked to confirm, by number; as few as AWS signed.
+#[derive(Default)]
+pub(super) struct Calls(HashMap<i64, Call>);
+
+enum Call {
+    At(Timestamp),
+    Refused,
+}
+
+enum Begun {
+    Now,
+    TooSoon,
+    Refused,
+}
+
+/// How far apart two calls for one subscription are: less than SNS's 20 s between retries.
+const APART: Duration = Duration::from_secs(15);
+
+impl Calls {
+    fn begin(&mut self, id: i64, now: Timestamp) -> Begun {
+        match self.0.get(&id) {
+            Some(Call::Refused) => return Begun::Refused,
+            Some(Call::At(at)) if *at <= now && since(*at, now) < APART => return Begun::TooSoon,
+            _ => {}
+        }
+        self.0.insert(id, Call::At(now));
+        Begun::Now
+    }
+
+    /// AWS will never take its token.
+    fn refused(&mut self, id: i64) {
+        self.0.insert(id, Call::Refused);
     }
 }

@@ -7,7 +7,7 @@ use serde::de::{Deserialize, Deserializer, SeqAccess, Visitor};
 use serde_json::Value;
 use wildmatch::WildMatch;
 
-use crate::event::{CommandStatus, Event, Status, detail};
+use crate::event::{CommandStatus, Event, Status, detail, letters};
 use crate::fault::{Fault, meant};
 use crate::sns::TopicArn;
 
@@ -92,6 +92,8 @@ pub(super) struct Patterns {
 struct Pattern {
     text: String,
     glob: WildMatch,
+    /// It is compared by letters alone: statuses come in many spellings.
+    by_letters: bool,
 }
 
 /// The kinds that a route can name.
@@ -204,6 +206,16 @@ fn unknown_word(field: Field, text: &str) -> Option<String> {
     }
 }
 
+impl Pattern {
+    fn hits(&self, value: &str) -> bool {
+        if self.by_letters {
+            self.glob.matches(&letters(value))
+        } else {
+            self.glob.matches(value)
+        }
+    }
+}
+
 impl Patterns {
     fn new(field: Field, texts: Texts) -> Self {
         let mut patterns = Self::default();
@@ -222,13 +234,25 @@ impl Patterns {
                 Field::Detail => detail(text).to_owned(),
                 _ => text.to_owned(),
             };
-            let glob = WildMatch::new(&text);
+            let by_letters = is_glob && matches!(field, Field::Status | Field::Detail);
+            let glob = if by_letters {
+                let kept = text
+                    .chars()
+                    .filter(|it| it.is_alphanumeric() || "*?".contains(*it));
+                WildMatch::new(&kept.collect::<String>().to_lowercase())
+            } else {
+                WildMatch::new(&text)
+            };
             let list = if negated {
                 &mut patterns.none
             } else {
                 &mut patterns.any
             };
-            list.push(Pattern { text, glob });
+            list.push(Pattern {
+                text,
+                glob,
+                by_letters,
+            });
         }
         patterns
     }
@@ -238,7 +262,7 @@ impl Patterns {
         let hits = |patterns: &[Pattern]| {
             patterns
                 .iter()
-                .any(|pattern| values.iter().any(|value| pattern.glob.matches(value)))
+                .any(|pattern| values.iter().any(|value| pattern.hits(value)))
         };
         (self.any.is_empty() || hits(&self.any)) && !hits(&self.none)
     }
@@ -302,9 +326,11 @@ impl When {
         if self.message.is_empty() {
             return None;
         }
-        let message: Value = serde_json::from_str(&event.body).unwrap_or(Value::Null);
+        // In what is no JSON no pointer finds anything.
+        let message: Option<Value> = serde_json::from_str(&event.body).ok();
         for (pointer, patterns) in &self.message {
-            let found = message.pointer(pointer).map(text);
+            let found = message.as_ref().and_then(|it| it.pointer(pointer));
+            let found = found.map(text);
             let values: Vec<&str> = found.as_deref().into_iter().collect();
             if !patterns.take(&values) {
                 let found = found.unwrap_or_else(|| "absent".to_owned());

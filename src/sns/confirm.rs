@@ -18,7 +18,7 @@ pub enum Confirmation {
     /// It is confirmed.
     Confirmed {
         /// What SNS calls the subscription.
-        subscription_arn: Option<String>,
+        subscription_arn: String,
     },
     /// SNS refuses the token, for good: the code it gave.
     TokenRefused(String),
@@ -68,8 +68,10 @@ impl Http {
         }
         let text = String::from_utf8_lossy(&text);
         if status.is_success() {
-            return Confirmation::Confirmed {
-                subscription_arn: element(&text, "SubscriptionArn"),
+            // Something else may have answered in its place.
+            return match element(&text, "SubscriptionArn") {
+                Some(subscription_arn) => Confirmation::Confirmed { subscription_arn },
+                None => Confirmation::Failed("its answer names no subscription".to_owned()),
             };
         }
         let code = element(&text, "Code");

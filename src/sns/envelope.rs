@@ -81,8 +81,16 @@ const LONGEST_SIGNATURE: usize = 2048;
 impl<'a> Envelope<'a> {
     /// Reads an envelope.
     pub(super) fn read(body: &'a [u8]) -> Result<Self, Malformed> {
-        let mut raw: Raw<'a> =
-            serde_json::from_slice(body).map_err(|error| Malformed::of("json", error))?;
+        let mut raw: Raw<'a> = serde_json::from_slice(body).map_err(|error| {
+            // What serde says may repeat all of it.
+            let what = match error.classify() {
+                serde_json::error::Category::Data => "it is no object of texts",
+                serde_json::error::Category::Eof => "it ends too early",
+                _ => "it is no JSON",
+            };
+            let (line, column) = (error.line(), error.column());
+            Malformed::of("json", format!("{what}, at line {line}, column {column}"))
+        })?;
         if let Some(problem) = raw.problem.take() {
             return Err(problem);
         }

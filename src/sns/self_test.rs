@@ -45,12 +45,15 @@ pub enum SelfTestError {
     Wrong(&'static str),
 }
 
-/// Verifies one signature of each version.
+/// Verifies one signature of each version that is allowed.
 ///
 /// # Errors
 /// When OpenSSL refuses, or is wrong.
-pub fn self_test() -> Result<(), SelfTestError> {
+pub fn self_test(allow_version_1: bool) -> Result<(), SelfTestError> {
     for (version, signature) in SIGNATURES {
+        if matches!(version, Version::One) && !allow_version_1 {
+            continue;
+        }
         let name = match version {
             Version::One => "SHA-1",
             Version::Two => "SHA-256",
@@ -73,6 +76,6 @@ mod tests {
 
     #[test]
     fn this_machine_verifies_both_versions() {
-        self_test().unwrap();
+        self_test(true).unwrap();
     }
 }

@@ -20,7 +20,7 @@ use axum::{Extension, Router};
 use futures_util::StreamExt;
 use ipnet::IpNet;
 use secrecy::ExposeSecret;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::HookSettings;
@@ -37,9 +37,9 @@ const LARGEST_BODY: usize = 2 * 1024 * 1024;
 /// A body up to this size may always be held in memory; Run Command's are a tenth of it.
 const SMALL_BODY: usize = 64 * 1024;
 
-/// How many larger bodies are held at once; further ones wait. This, and the number of
-/// connections, bounds what strangers can make us allocate.
-const LARGE_BODIES: usize = 16;
+/// How much of larger bodies is held at once, in KiB, until they are answered; who wants more is sent
+/// away for later. This, and the number of connections, bounds what strangers can make us allocate.
+const LARGE_BODIES: usize = 64 * 1024;
 
 /// One request whose body is complete.
 #[derive(Clone, Debug)]
@@ -52,6 +52,8 @@ pub struct Post {
     message_id: Option<String>,
     topic_arn: Option<String>,
     raw: bool,
+    /// Its share of what may be held.
+    _room: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 impl Post {
@@ -84,7 +86,7 @@ where
             .collect(),
         trusted_proxies: settings.trusted_proxies.clone(),
         body_timeout: settings.body_timeout,
-        large_bodies: Semaphore::new(LARGE_BODIES),
+        large_bodies: Arc::new(Semaphore::new(LARGE_BODIES)),
         receive,
     });
     let take = move |peer, seat, request| {
@@ -105,7 +107,7 @@ struct Hook<R> {
     secrets: Vec<Digest>,
     trusted_proxies: Vec<IpNet>,
     body_timeout: Duration,
-    large_bodies: Semaphore,
+    large_bodies: Arc<Semaphore>,
     receive: R,
 }
 
@@ -167,17 +169,22 @@ where
             topic_arn: text("x-amz-sns-topic-arn")?,
             raw: text("x-amz-sns-rawdelivery")?
                 .is_some_and(|raw| raw.trim().eq_ignore_ascii_case("true")),
+            _room: None,
         };
-        let body = timeout(self.body_timeout, self.collect(body))
+        let (body, room) = timeout(self.body_timeout, self.collect(body))
             .await
             .map_err(|_| Unfit::Slow)??;
         seat.enter(Phase::Working);
-        Ok(Post { body, ..post })
+        Ok(Post {
+            body,
+            _room: room.map(Arc::new),
+            ..post
+        })
     }
 
     /// Takes the body in as it comes; what a header promises is not allocated before it is there.
-    async fn collect(&self, body: Body) -> Result<Bytes, Unfit> {
-        let mut large = None;
+    async fn collect(&self, body: Body) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Unfit> {
+        let mut room: Option<OwnedSemaphorePermit> = None;
         let mut whole = Vec::new();
         let mut chunks = body.into_data_stream();
         while let Some(chunk) = chunks.next().await {
@@ -186,13 +193,20 @@ where
             if length > LARGEST_BODY {
                 return Err(Unfit::TooLarge);
             }
-            if length > SMALL_BODY && large.is_none() {
-                let permit = self.large_bodies.acquire().await;
-                large = Some(permit.map_err(|_| Unfit::Slow)?);
+            let wanted = length.saturating_sub(SMALL_BODY).div_ceil(1024);
+            let held = room.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+            if let Ok(more @ 1..) = u32::try_from(wanted.saturating_sub(held)) {
+                let more = Arc::clone(&self.large_bodies)
+                    .try_acquire_many_owned(more)
+                    .map_err(|_| Unfit::Slow)?;
+                match &mut room {
+                    Some(room) => room.merge(more),
+                    None => room = Some(more),
+                }
             }
             whole.extend_from_slice(&chunk);
         }
-        Ok(whole.into())
+        Ok((whole.into(), room))
     }
 }
 

@@ -29,11 +29,12 @@ pub(super) fn server(
         && file
             .path
             .bytes()
-            .all(|it| it.is_ascii_graphic() && !b"?#%".contains(&it));
+            .all(|it| it.is_ascii_graphic() && !b"?#%\"<>\\^`|".contains(&it))
+        && !file.path.contains("//");
     if !is_plain_path {
         document.fault(
             &["server", "path"],
-            "the path begins with `/` and has no blanks, `?`, `#` or `%`",
+            "the path begins with one `/` and has nothing in it that URLs encode: no blanks, `?`, `#`, `%`…",
         );
     }
     let tls = file.tls.map(|tls| TlsSettings {

@@ -160,6 +160,11 @@ pub(super) fn sinks(document: &mut Document, around: &Surroundings<'_>) -> Vec<C
     sinks
 }
 
+/// The keys of sinks behind which secrets are; anywhere else a table is what it says.
+const SECRETS: [&str; 7] = [
+    "url", "key", "token", "topic", "password", "secrets", "headers",
+];
+
 /// Puts every secret that `value` says the place of in that place, marked; whether all were there.
 fn reveal_all(
     document: &mut Document,
@@ -167,7 +172,10 @@ fn reveal_all(
     path: &mut Vec<String>,
     value: &mut Value,
 ) -> bool {
-    if let Ok(secret) = Secret::deserialize(value.clone()) {
+    let is_secret = path
+        .get(2)
+        .is_some_and(|key| SECRETS.contains(&key.as_str()));
+    if is_secret && let Ok(secret) = Secret::deserialize(value.clone()) {
         let keys: Vec<&str> = path.iter().map(String::as_str).collect();
         let Some(revealed) = reveal(document, around, &keys, &secret) else {
             return false;

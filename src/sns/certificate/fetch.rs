@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use reqwest::StatusCode;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::pem::LARGEST;
 use super::{Answer, Http, Refusal, refusal};
@@ -33,8 +33,13 @@ const ONE_MORE_AFTER: Duration = Duration::from_secs(10);
 /// How many URLs and clients are remembered.
 const MOST_REMEMBERED: usize = 4096;
 
+/// How many requests may wait for certificates at once: far fewer than there are connections, so that
+/// strangers who make us fetch leave the others to those whose certificate is at hand.
+const WAITING: usize = 64;
+
 pub(super) struct Fetcher {
     http: Http,
+    waiting: Semaphore,
     at_once: Semaphore,
     memory: Mutex<Memory>,
 }
@@ -58,9 +63,21 @@ impl Fetcher {
     pub(super) fn new(http: Http) -> Self {
         Self {
             http,
+            waiting: Semaphore::new(WAITING),
             at_once: Semaphore::new(AT_ONCE),
             memory: Mutex::default(),
         }
+    }
+
+    /// A place among those who wait for a certificate.
+    pub(super) fn place(&self) -> Result<SemaphorePermit<'_>, Refusal> {
+        self.waiting.try_acquire().map_err(|_| {
+            refusal(
+                "certificate-busy",
+                "too many certificates are being waited for just now",
+                Answer::Later,
+            )
+        })
     }
 
     /// What has to be held while `url` is fetched.
@@ -89,11 +106,13 @@ impl Fetcher {
             Err(_) => Trouble::Network("no answer in time".to_owned()),
         };
         let refusal = trouble.refusal();
-        let lasts = if matches!(trouble, Trouble::Answered(_)) {
-            REFUSAL_LASTS
-        } else {
-            TROUBLE_LASTS
-        };
+        // Counted from its beginning, so what it may have taken is added.
+        let lasts = DEADLINE
+            + if matches!(trouble, Trouble::Answered(_)) {
+                REFUSAL_LASTS
+            } else {
+                TROUBLE_LASTS
+            };
         self.memory().remember(url, later(now, lasts), &refusal);
         Err(refusal)
     }
@@ -171,8 +190,12 @@ impl Memory {
         };
         if self.debts.len() >= MOST_REMEMBERED {
             self.debts.retain(|_, until| *until > now);
+            // Those who owe least are forgiven: a crowd must not keep a newcomer out.
             if self.debts.len() >= MOST_REMEMBERED {
-                return Err(spent());
+                let mut owed: Vec<Timestamp> = self.debts.values().copied().collect();
+                owed.sort_unstable();
+                let median = owed.get(owed.len() / 2).copied().unwrap_or(now);
+                self.debts.retain(|_, until| *until > median);
             }
         }
         let paid_at = self.debts.entry(payer(client)).or_insert(now);

@@ -135,6 +135,7 @@ impl Certificates {
                 return Ok((Self::parse(&pem)?, None));
             }
         };
+        let _place = fetcher.place()?;
         let flight = fetcher.flight(url);
         let _alone = flight.lock().await;
         // Whoever flew before may have brought it.

@@ -10,6 +10,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use jiff::Timestamp;
 use serde::Deserialize;
 
 use super::Parts;
@@ -18,7 +19,7 @@ use super::wire::{
     Backlogs, Bury, Count, DeadAct, DeadLetter, DeadLetters, Event, EventShown, Events, Judged,
     RefusedList, Subscription, Subscriptions, Tallies,
 };
-use crate::store::{DeadSelection, EventId, EventQuery};
+use crate::store::{DeadSelection, EventId, EventQuery, Store};
 
 /// How many entries a list has when nobody says.
 const USUAL_LIMIT: usize = 100;
@@ -127,11 +128,55 @@ async fn retry_dead(State(parts): State<Parts>, body: Bytes) -> Answer<Count> {
         return Err(wrong(format!("no sink `{sink}` runs here")));
     }
     let now = parts.clock.now();
-    let count = parts.store.retry_dead(selection(act)?, to, now).await?;
+    let runs = |sink: &str| parts.wakes.contains_key(sink);
+    let count = retry(&*parts.store, selection(act)?, to, &runs, now).await?;
     for wake in parts.wakes.values() {
         wake.at(now);
     }
     Ok(Json(Count { count }))
+}
+
+/// Puts dead letters back to wait. Without `to`, those of sinks that do not run stay where they can be
+/// seen.
+///
+/// # Errors
+/// When the store fails, or a sink or a letter was named that cannot go anywhere.
+pub async fn retry(
+    store: &dyn Store,
+    selection: DeadSelection,
+    to: Option<String>,
+    runs: &(dyn Fn(&str) -> bool + Sync),
+    now: Timestamp,
+) -> Result<u64, Problem> {
+    let gone = |sink: &str| {
+        wrong(format!(
+            "no sink `{sink}` runs here: say to which the letters shall go"
+        ))
+    };
+    match selection {
+        _ if to.is_some() => Ok(store.retry_dead(selection, to, now).await?),
+        DeadSelection::All => {
+            let mut count = 0;
+            for sink in store.backlog().await? {
+                if runs(&sink.sink) {
+                    let its = DeadSelection::Sink(sink.sink);
+                    count += store.retry_dead(its, None, now).await?;
+                }
+            }
+            Ok(count)
+        }
+        DeadSelection::Sink(sink) if !runs(&sink) => Err(gone(&sink)),
+        DeadSelection::Ids(ids) => {
+            let letters = store
+                .dead(DeadSelection::Ids(ids.clone()), ids.len())
+                .await?;
+            if let Some(letter) = letters.iter().find(|letter| !runs(&letter.sink)) {
+                return Err(gone(&letter.sink));
+            }
+            Ok(store.retry_dead(DeadSelection::Ids(ids), None, now).await?)
+        }
+        DeadSelection::Sink(_) => Ok(store.retry_dead(selection, None, now).await?),
+    }
 }
 
 async fn bury(State(parts): State<Parts>, body: Bytes) -> Answer<Count> {
