@@ -70,8 +70,9 @@ impl Rotation {
         ))
     }
 
-    /// Compresses what is not yet, and deletes what is old. A crash in between leaves both files or
-    /// neither half: what is missing is done the next time. Trouble is no reason not to write.
+    /// Deletes what is old, and compresses what is not yet: in this order, as compressing takes room
+    /// that deleting may give. A crash in between leaves both files or neither half: what is missing
+    /// is done the next time. Trouble is no reason not to write.
     pub(super) fn tidy(&self, path: &Path, now: Timestamp) {
         if let Err(error) = self.try_to_tidy(path, now) {
             let path = path.display();
@@ -79,29 +80,32 @@ impl Rotation {
         }
     }
 
+    /// Goes on with the next file where one fails, and tells the first failure.
     fn try_to_tidy(&self, path: &Path, now: Timestamp) -> io::Result<()> {
         if self.size.is_none() && self.every.is_none() {
             return Ok(());
         }
         let mut aside = set_aside(path)?;
         aside.sort();
-        if self.compress {
-            for file in &mut aside {
-                if file.path.extension().is_none_or(|it| it != "zst") {
-                    file.path = compress(&file.path)?;
-                }
-            }
-        }
         let oldest = self.keep.map(|keep| earlier(now, keep));
         let many = self
             .keep_files
             .map_or(0, |most| aside.len().saturating_sub(most));
-        for (at, file) in aside.iter().enumerate() {
+        let mut done = Ok(());
+        let mut kept = Vec::new();
+        for (at, file) in aside.into_iter().enumerate() {
             if at < many || oldest.is_some_and(|oldest| file.at < oldest) {
-                fs::remove_file(&file.path)?;
+                done = done.and(delete(&file.path));
+            } else {
+                kept.push(file.path);
             }
         }
-        Ok(())
+        if self.compress {
+            for plain in kept.iter().filter(|path| !is_compressed(path)) {
+                done = done.and(compress(plain));
+            }
+        }
+        done
     }
 }
 
@@ -147,8 +151,7 @@ fn set_aside(path: &Path) -> io::Result<Vec<Aside>> {
     // While both are there the compressed one may be of an earlier try: the plain one is the truth.
     let plain: Vec<PathBuf> = found.iter().map(|file| file.path.clone()).collect();
     found.retain(|file| {
-        file.path.extension().is_none_or(|it| it != "zst")
-            || !plain.contains(&file.path.with_extension(""))
+        !is_compressed(&file.path) || !plain.contains(&file.path.with_extension(""))
     });
     Ok(found)
 }
@@ -163,16 +166,41 @@ fn time_and_number(text: &str) -> Option<(Timestamp, u32)> {
     Some((at, number))
 }
 
-fn compress(path: &Path) -> io::Result<PathBuf> {
+fn is_compressed(path: &Path) -> bool {
+    path.extension().is_some_and(|it| it == "zst")
+}
+
+/// Deletes a file that was set aside, and what was begun of compressing it.
+fn delete(path: &Path) -> io::Result<()> {
+    let mut done = fs::remove_file(path);
+    if !is_compressed(path) {
+        for suffix in [".zst", ".zst.tmp"] {
+            let deleted = fs::remove_file(with_suffix(path, suffix));
+            done = done.and(deleted.or_else(|error| match error.kind() {
+                io::ErrorKind::NotFound => Ok(()),
+                _ => Err(error),
+            }));
+        }
+    }
+    done
+}
+
+fn compress(path: &Path) -> io::Result<()> {
     let (done, begun) = (with_suffix(path, ".zst"), with_suffix(path, ".zst.tmp"));
-    let mut to = File::create(&begun)?;
-    to.set_permissions(fs::metadata(path)?.permissions())?;
-    zstd::stream::copy_encode(File::open(path)?, &mut to, 0)?;
-    to.sync_all()?;
-    fs::rename(&begun, &done)?;
+    let compressed = (|| {
+        let mut to = File::create(&begun)?;
+        to.set_permissions(fs::metadata(path)?.permissions())?;
+        zstd::stream::copy_encode(File::open(path)?, &mut to, 0)?;
+        to.sync_all()?;
+        fs::rename(&begun, &done)
+    })();
+    if compressed.is_err() {
+        // A full disk is the likely reason: half a file must not take what room there is.
+        let _ = fs::remove_file(&begun);
+    }
+    compressed?;
     sync_folder(path)?;
-    fs::remove_file(path)?;
-    Ok(done)
+    fs::remove_file(path)
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
