@@ -5,6 +5,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use super::*;
 use crate::sink::record::{self, tests::notice};
 
+mod trouble;
+
 struct Place(tempfile::TempDir);
 
 impl Place {
@@ -97,6 +99,7 @@ async fn a_torn_last_line_is_cut_and_a_foreign_one_is_ended() {
         ("{\"id\":\"whole\"}\n{\"id\":\"to", "{\"id\":\"whole\"}\n"),
         ("{\"id\":\"torn", ""),
         ("{\"i", ""),
+        ("{\"id\":\"whole\"}", "{\"id\":\"whole\"}\n"),
         ("precious", "precious\n"),
         ("precious\n", "precious\n"),
     ] {
