@@ -115,12 +115,9 @@ pub(super) fn newest_set_aside(path: &Path) -> Option<PathBuf> {
     Some(newest.path)
 }
 
-/// Makes a name in the folder of `path` safe.
-pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
-    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+/// Makes the names in a folder safe.
+pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
 }
 
 /// The files that were set aside from `path`; one that is there both ways counts once.
@@ -199,7 +196,7 @@ fn compress(path: &Path) -> io::Result<()> {
         let _ = fs::remove_file(&begun);
     }
     compressed?;
-    sync_folder(path)?;
+    sync_folder(parts(path).0)?;
     fs::remove_file(path)
 }
 
