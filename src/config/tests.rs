@@ -121,10 +121,10 @@ const RULES: &[(&str, &str)] = &[
         "[server]\nbehind_proxy = true\nauth = [{ user = 'u', password = 1 }]",
         "3:34 a secret is not written into the settings",
     ),
-    ("[server]\npath = 'sns'", "2:8 the path begins with `/`"),
+    ("[server]\npath = 'sns'", "2:8 the path begins with one `/`"),
     (
         "[server]\npath = '/sns?a=b'",
-        "2:8 the path begins with `/`",
+        "2:8 the path begins with one `/`",
     ),
     (
         "[server]\ntrusted_proxies = ['10.0.0.0/8', '::1', 'proxy']",

@@ -110,7 +110,7 @@ impl Configured {
     pub fn open(&self, clock: &Clock, paces: &mut http::Paces) -> Arc<dyn Sink> {
         match &self.kind {
             Kind::File(settings) => Arc::new(file::FileSink::new(settings.clone(), clock.clone())),
-            Kind::Stdout(_) => Arc::new(stdout::StdoutSink::default()),
+            Kind::Stdout(_) => Arc::new(stdout::StdoutSink),
             Kind::Email(checked) => Arc::new(email::Email::new(
                 checked.clone(),
                 &self.name,

@@ -3,10 +3,14 @@
 //! Sent means that the reader at the other end of the pipe has taken it from us. What it loses
 //! afterwards nobody here can know: where that matters, write a file.
 
+//!
+//! It is written to directly, past the buffer that programs share: only so is it known to the byte
+//! what was taken, and what waits in no buffer cannot be lost in one.
+
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::AsFd as _;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -17,17 +21,18 @@ use super::{Capacity, Sink};
 use crate::render::Notice;
 use crate::retry::{Patience, Scope, Verdict};
 
+/// Whether the last line ends in its middle. There is one standard output, however many sinks are
+/// made for it one after the other; written while it is locked.
+static TORN: AtomicBool = AtomicBool::new(false);
+
 /// Settings of a standard-output sink: there are none.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {}
 
 /// Writes to standard output.
-#[derive(Debug, Default)]
-pub struct StdoutSink {
-    /// Whether the last line written there is torn.
-    is_torn: Arc<Mutex<bool>>,
-}
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StdoutSink;
 
 #[async_trait]
 impl Sink for StdoutSink {
@@ -47,138 +52,160 @@ impl Sink for StdoutSink {
     }
 
     async fn send(&self, notices: &[Notice]) -> Vec<Verdict> {
-        let line = |notice| {
-            let mut line = Vec::new();
-            write_line(notice, &mut line);
-            line
-        };
-        let lines: Vec<Vec<u8>> = notices.iter().map(line).collect();
-        let is_torn = Arc::clone(&self.is_torn);
+        let mut lines = Lines::default();
+        for notice in notices {
+            write_line(notice, &mut lines.text);
+            lines.ends.push(lines.text.len());
+        }
         // A reader that does not read must stop this sink, and not the runtime.
         let written = tokio::task::spawn_blocking(move || {
-            let mut is_torn = is_torn.lock().unwrap_or_else(PoisonError::into_inner);
-            // Not through a buffer that might keep something back and write it later.
-            let out = io::stdout().as_fd().try_clone_to_owned();
-            match out {
-                Ok(out) => write(&mut File::from(out), &lines, &mut is_torn),
-                Err(error) => (0, false, Some(error)),
+            let mut locked = io::stdout().lock();
+            let opened = locked
+                .flush()
+                .and_then(|()| Ok(File::from(locked.as_fd().try_clone_to_owned()?)));
+            match opened {
+                Ok(mut out) => lines.write(&mut out, &TORN),
+                Err(error) => lines.verdicts(0, &error),
             }
-        });
-        let (whole, part, error) = match written.await {
-            Ok(written) => written,
-            Err(error) => (0, true, Some(io::Error::other(error))),
-        };
-        let why = error.map(|error| format!("standard output cannot be written: {error}"));
-        let verdict = |at: usize| match &why {
-            Some(why) if at >= whole => {
-                let why = why.clone();
-                if at == whole && part {
-                    Verdict::Unknown { why }
-                } else {
-                    Verdict::Retry {
-                        why,
-                        after: None,
-                        scope: Scope::Sink,
-                        progress: None,
-                    }
-                }
-            }
-            _ => Verdict::Sent { remote_id: None },
-        };
-        (0..notices.len()).map(verdict).collect()
+        })
+        .await;
+        written.unwrap_or_else(|error| {
+            let why = error.to_string();
+            let verdict = if error.is_panic() {
+                Verdict::Unknown { why }
+            } else {
+                not_sent(why)
+            };
+            vec![verdict; notices.len()]
+        })
     }
 }
 
-/// Writes lines; how many are whole, whether part of the next was written, and what stopped it. After
-/// a torn line the next begins on a line of its own.
-fn write(
-    out: &mut impl io::Write,
-    lines: &[Vec<u8>],
-    is_torn: &mut bool,
-) -> (usize, bool, Option<io::Error>) {
-    let mut text = Vec::new();
-    if *is_torn {
-        text.push(b'\n');
+/// Lines one after the other, and where each ends.
+#[derive(Default)]
+struct Lines {
+    text: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl Lines {
+    /// Writes as much as is taken, and says of each line what became of it.
+    fn write(&self, out: &mut impl Write, torn: &AtomicBool) -> Vec<Verdict> {
+        if torn.load(Ordering::Relaxed) {
+            match write_all(out, b"\n") {
+                (_, Some(error)) => return self.verdicts(0, &error),
+                (_, None) => torn.store(false, Ordering::Relaxed),
+            }
+        }
+        match write_all(out, &self.text) {
+            (_, None) => vec![Verdict::Sent { remote_id: None }; self.ends.len()],
+            (taken, Some(error)) => {
+                let is_torn = taken > 0 && !self.ends.contains(&taken);
+                torn.store(is_torn, Ordering::Relaxed);
+                self.verdicts(taken, &error)
+            }
+        }
     }
-    let before = text.len();
-    for line in lines {
-        text.extend_from_slice(line);
+
+    /// The verdicts when no more than the first `taken` bytes could be written.
+    fn verdicts(&self, taken: usize, error: &io::Error) -> Vec<Verdict> {
+        let why = format!("standard output cannot be written: {error}");
+        let mut start = 0;
+        let verdict = |end: &usize| {
+            let begins = std::mem::replace(&mut start, *end);
+            if *end <= taken {
+                Verdict::Sent { remote_id: None }
+            } else if begins < taken {
+                // Its reader may make do with a part of it.
+                Verdict::Unknown { why: why.clone() }
+            } else {
+                not_sent(why.clone())
+            }
+        };
+        self.ends.iter().map(verdict).collect()
     }
-    let mut done = 0;
-    let error = loop {
-        match out.write(text.get(done..).unwrap_or_default()) {
-            _ if done == text.len() => break None,
-            Ok(0) => break Some(io::ErrorKind::WriteZero.into()),
-            Ok(more) => done += more,
+}
+
+fn not_sent(why: String) -> Verdict {
+    Verdict::Retry {
+        why,
+        after: None,
+        scope: Scope::Sink,
+        progress: None,
+    }
+}
+
+/// Writes all, or says how much of it was taken before which error.
+fn write_all(out: &mut impl Write, text: &[u8]) -> (usize, Option<io::Error>) {
+    let mut taken = 0;
+    while let Some(rest) = text.get(taken..).filter(|rest| !rest.is_empty()) {
+        match out.write(rest) {
+            Ok(0) => return (taken, Some(io::ErrorKind::WriteZero.into())),
+            Ok(more) => taken += more,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => break Some(error),
+            Err(error) => return (taken, Some(error)),
         }
-    };
-    let mut left = match done.checked_sub(before) {
-        Some(left) => {
-            *is_torn = false;
-            left
-        }
-        None => return (0, false, error),
-    };
-    let mut whole = 0;
-    for line in lines {
-        if left < line.len() {
-            break;
-        }
-        left -= line.len();
-        whole += 1;
     }
-    *is_torn = left > 0;
-    (whole, left > 0, error)
+    (taken, None)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::{PipeReader, Read as _};
+
     use super::*;
+    use crate::sink::record::tests::notice;
 
-    /// Takes so many bytes, then fails.
-    struct Pipe(Vec<u8>, usize);
+    /// A pipe that refuses what it has no room for, instead of waiting.
+    fn pipe() -> (PipeReader, File) {
+        let (reader, writer) = io::pipe().unwrap();
+        rustix::fs::fcntl_setfl(&writer, rustix::fs::OFlags::NONBLOCK).unwrap();
+        (reader, File::from(std::os::fd::OwnedFd::from(writer)))
+    }
 
-    impl io::Write for Pipe {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            let room = self.1 - self.0.len();
-            if room == 0 && !bytes.is_empty() {
-                return Err(io::ErrorKind::BrokenPipe.into());
-            }
-            let taken = bytes.len().min(room).min(3);
-            self.0.extend_from_slice(&bytes[..taken]);
-            Ok(taken)
+    fn lines(count: usize) -> Lines {
+        let mut lines = Lines::default();
+        for number in 0..count {
+            write_line(&notice(&format!("i-{number}")), &mut lines.text);
+            lines.ends.push(lines.text.len());
         }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
+        lines
     }
 
     #[test]
-    fn a_torn_line_is_told_from_whole_ones_and_swallows_nothing() {
-        let lines = [b"one\n".to_vec(), b"two\n".to_vec(), b"three\n".to_vec()];
-        let mut is_torn = false;
-        let mut pipe = Pipe(Vec::new(), 6);
-        let (whole, part, error) = write(&mut pipe, &lines, &mut is_torn);
-        assert_eq!(
-            (whole, part, error.is_some(), is_torn),
-            (1, true, true, true)
-        );
-        pipe.1 = 100;
-        let (whole, part, error) = write(&mut pipe, &lines[1..], &mut is_torn);
-        assert_eq!(
-            (whole, part, error.is_none(), is_torn),
-            (2, false, true, false)
-        );
-        assert_eq!(pipe.0, b"one\ntw\ntwo\nthree\n");
-        let mut full = Pipe(Vec::new(), 0);
-        is_torn = true;
-        let (whole, part, error) = write(&mut full, &lines, &mut is_torn);
-        assert_eq!(
-            (whole, part, error.is_some(), is_torn),
-            (0, false, true, true)
-        );
+    fn a_torn_line_is_the_only_one_in_doubt_and_swallows_none() {
+        let (mut reader, mut writer) = pipe();
+        let (many, torn) = (lines(200), AtomicBool::new(false));
+        let verdicts = many.write(&mut writer, &torn);
+        assert_eq!(verdicts.len(), 200);
+        let words: Vec<_> = verdicts.iter().map(Verdict::word).collect();
+        let sent = words.iter().filter(|word| **word == "sent").count();
+        let rest = words.len() - sent - 1;
+        let expected = [vec!["sent"; sent], vec!["unknown"], vec!["retry"; rest]].concat();
+        assert!(sent > 0 && rest > 0 && words == expected, "{words:?}");
+
+        let few = lines(2);
+        let verdicts = few.write(&mut writer, &torn);
+        let words: Vec<_> = verdicts.iter().map(Verdict::word).collect();
+        assert_eq!(words, ["retry"; 2], "nothing goes while the pipe is full");
+
+        let mut begun = vec![0; 65_536];
+        reader.read_exact(&mut begun).unwrap();
+        let verdicts = few.write(&mut writer, &torn);
+        assert_eq!(verdicts, vec![Verdict::Sent { remote_id: None }; 2]);
+        drop(writer);
+        let mut after = Vec::new();
+        reader.read_to_end(&mut after).unwrap();
+        assert_eq!(after, [b"\n", few.text.as_slice()].concat());
+        assert_eq!(begun, many.text[..begun.len()]);
+    }
+
+    #[test]
+    fn where_nobody_reads_nothing_is_in_doubt() {
+        let (reader, mut writer) = pipe();
+        drop(reader);
+        let verdicts = lines(3).write(&mut writer, &AtomicBool::new(false));
+        let words: Vec<_> = verdicts.iter().map(Verdict::word).collect();
+        assert_eq!(words, ["retry"; 3]);
     }
 }

@@ -1,6 +1,6 @@
 //! One file that is open: appended to, synced, cut back when that fails, rotated.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{
@@ -32,9 +32,6 @@ pub(super) enum LogError {
         path: PathBuf,
         source: io::Error,
     },
-    /// Something failed, and could not be taken back.
-    #[error("{0}; what was written could not be taken back")]
-    Uncertain(Box<Self>),
     /// The file was closed in between.
     #[error("the file was closed")]
     Vanished,
@@ -45,10 +42,24 @@ impl LogError {
     pub(super) fn is_a_persons_business(&self) -> bool {
         match self {
             Self::NoFolder(_) | Self::NoFile(_) => true,
-            Self::InUse(_) | Self::Vanished | Self::Uncertain(_) => false,
+            Self::InUse(_) | Self::Vanished => false,
             Self::System { source, .. } => matches!(
                 source.kind(),
                 io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+            ),
+        }
+    }
+
+    /// Whether the path itself is to blame, so that another may be fine.
+    pub(super) fn is_about_the_path(&self) -> bool {
+        match self {
+            Self::NoFile(_) => true,
+            Self::NoFolder(_) | Self::InUse(_) | Self::Vanished => false,
+            Self::System { source, .. } => matches!(
+                source.kind(),
+                io::ErrorKind::InvalidFilename
+                    | io::ErrorKind::NotADirectory
+                    | io::ErrorKind::IsADirectory
             ),
         }
     }
@@ -57,17 +68,24 @@ impl LogError {
 /// An open file.
 pub(super) struct Log {
     path: PathBuf,
+    /// From the one that has to exist down to the file's own.
+    folders: Vec<PathBuf>,
     file: File,
     mode: u32,
     rotation: Rotation,
-    /// Bytes that are whole and synced.
+    /// Whether its name is safe in its folders; never so while the file is empty.
+    is_named: bool,
+    /// Bytes that are whole, synced and counted as sent.
     size: u64,
+    /// Bytes that are synced.
+    synced: u64,
     /// When it was written last.
     written_at: Timestamp,
-    /// How long it was when it was opened.
-    opened_at: u64,
-    /// The ids of the last lines there were then; read when first asked for.
+    opened_size: u64,
+    /// The ids of the last lines there were when it was opened; read when first asked for.
     before: Option<HashSet<String>>,
+    /// The ids of the last lines that were written since.
+    since: VecDeque<String>,
 }
 
 impl Log {
@@ -83,10 +101,11 @@ impl Log {
         if !fixed.is_dir() {
             return Err(LogError::NoFolder(fixed.to_owned()));
         }
-        if let Some(folder) = path.parent() {
-            make_folders(folder).map_err(|source| failed("make the folder", folder, source))?;
+        let folders = folders(path, fixed);
+        for folder in folders.iter().filter(|folder| !folder.is_dir()) {
+            make_folder(folder).map_err(|source| failed("make the folder", folder, source))?;
         }
-        let (file, is_new) = open_or_make(path, mode)?;
+        let file = open_or_make(path, mode)?;
         let found = file
             .metadata()
             .map_err(|source| failed("look at", path, source))?;
@@ -96,21 +115,22 @@ impl Log {
         rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| LogError::InUse(path.to_owned()))?;
         let size = tail::mend(&file, found.len()).map_err(|source| failed("mend", path, source))?;
-        if is_new {
-            sync_folder(path).map_err(|source| failed("sync the folder of", path, source))?;
-        }
         rotation.tidy(path, now);
         let modified = found.modified().ok();
         let modified = modified.and_then(|at| Timestamp::try_from(at).ok());
         Ok(Self {
             path: path.to_owned(),
+            folders,
             file,
             mode,
             rotation: rotation.clone(),
+            is_named: found.len() > 0,
             size,
-            opened_at: size,
+            synced: size,
             written_at: modified.filter(|_| size > 0).unwrap_or(now),
+            opened_size: size,
             before: None,
+            since: VecDeque::new(),
         })
     }
 
@@ -124,80 +144,128 @@ impl Log {
         }
     }
 
-    /// Whether a line of that id was among the last of this file, or of the one that was set aside
-    /// before it, when it was opened. One in a file of another name, of the day before, is not found:
-    /// there the line stands twice, and the second says that it may.
+    /// Whether a line of that id is among the last that were written since this was opened, the last
+    /// of what was there before, or of the file before that.
     pub(super) fn has(&mut self, id: &str) -> Result<bool, LogError> {
+        Ok(self.since.iter().any(|known| known == id) || self.before()?.contains(id))
+    }
+
+    fn before(&mut self) -> Result<&HashSet<String>, LogError> {
         let before = match self.before.take() {
             Some(before) => before,
-            None => tail::ids(&self.path, &self.file, self.opened_at)
+            None => tail::ids(&self.path, &self.file, self.opened_size)
                 .map_err(|source| failed("read back", &self.path, source))?,
         };
-        Ok(self.before.insert(before).contains(id))
+        Ok(self.before.insert(before))
     }
 
     /// Appends whole lines, in a new file when it is time for one. They are not safe before `sync`.
-    pub(super) fn write(&mut self, lines: &[u8], now: Timestamp) -> Result<(), LogError> {
-        if lines.is_empty() {
+    pub(super) fn write(&mut self, pieces: &[&[u8]], now: Timestamp) -> Result<(), LogError> {
+        let length: usize = pieces.iter().map(|piece| piece.len()).sum();
+        if length == 0 {
             return Ok(());
         }
-        let grows_to = self.size + lines.len() as u64;
+        let grows_to = self.size + length as u64;
         if self.size > 0 && self.rotation.is_due(grows_to, self.written_at, now) {
             self.rotate(now)?;
         }
+        if !self.is_named {
+            // Lines whose file may vanish with its name are not on the disk. Done before there are
+            // any, so that a file with lines never needs it again, whoever opens it.
+            for folder in &self.folders {
+                sync_folder(folder).map_err(|source| failed("sync the folder", folder, source))?;
+            }
+            self.is_named = true;
+        }
         self.written_at = now;
-        self.file
-            .write_all(lines)
-            .map_err(|source| failed("write", &self.path, source))
+        for piece in pieces {
+            self.file
+                .write_all(piece)
+                .map_err(|source| failed("write", &self.path, source))?;
+        }
+        Ok(())
     }
 
     /// Makes what was written safe.
     pub(super) fn sync(&mut self) -> Result<(), LogError> {
         let failed = |source| failed("sync", &self.path, source);
         self.file.sync_data().map_err(failed)?;
-        self.size = self.file.metadata().map_err(failed)?.len();
+        self.synced = self.file.metadata().map_err(failed)?.len();
         Ok(())
     }
 
-    /// Takes back what was written since the last `sync`.
+    /// Lets stand what was synced: lines of these ids.
+    pub(super) fn keep(&mut self, ids: impl Iterator<Item = String>) {
+        self.size = self.synced;
+        for id in ids {
+            if self.since.len() == tail::LINES {
+                self.since.pop_front();
+            }
+            self.since.push_back(id);
+        }
+    }
+
+    /// Takes back what was written since the last `keep`.
     pub(super) fn cut_back(&mut self) -> io::Result<()> {
         self.file.set_len(self.size)?;
         self.file.sync_data()
     }
 
     fn rotate(&mut self, now: Timestamp) -> Result<(), LogError> {
+        // Once more files are set aside it is out of reach.
+        self.before()?;
         Rotation::set_aside(&self.path, now)
             .map_err(|source| failed("rotate", &self.path, source))?;
-        let (file, _) = open_or_make(&self.path, self.mode)?;
+        let file = open_or_make(&self.path, self.mode)?;
         rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| LogError::InUse(self.path.clone()))?;
         self.file = file;
-        self.size = 0;
-        self.opened_at = 0;
-        sync_folder(&self.path)
-            .map_err(|source| failed("sync the folder of", &self.path, source))?;
+        self.is_named = false;
+        (self.size, self.synced) = (0, 0);
         self.rotation.tidy(&self.path, now);
         Ok(())
     }
+
+    /// Makes that nothing can be written or taken back any more.
+    #[cfg(test)]
+    pub(super) fn break_it(&mut self) {
+        self.file = File::open(&self.path).unwrap();
+    }
 }
 
-/// Makes a folder with those that it lies in, each safe in the one before.
-fn make_folders(folder: &Path) -> io::Result<()> {
-    if folder.is_dir() || folder.as_os_str().is_empty() {
-        return Ok(());
+/// The folders from `fixed` down to that of `path`.
+fn folders(path: &Path, fixed: &Path) -> Vec<PathBuf> {
+    let mut folders = Vec::new();
+    for folder in path.ancestors().skip(1) {
+        let folder = if folder.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            folder
+        };
+        folders.push(folder.to_owned());
+        if folder == fixed {
+            break;
+        }
     }
-    if let Some(above) = folder.parent() {
-        make_folders(above)?;
-    }
+    folders.reverse();
+    folders
+}
+
+fn make_folder(folder: &Path) -> io::Result<()> {
     match fs::DirBuilder::new().mode(0o750).create(folder) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Ok(()) => sync_folder(folder),
-        failed => failed,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            if folder.is_dir() {
+                Ok(())
+            } else {
+                Err(io::ErrorKind::NotADirectory.into())
+            }
+        }
+        made => made,
     }
 }
 
-/// Opens a file for appending, and says whether it is new. What a link points to is not ours.
-fn open_or_make(path: &Path, mode: u32) -> Result<(File, bool), LogError> {
+/// Opens a file for appending, or makes it. What a link points to is not ours.
+fn open_or_make(path: &Path, mode: u32) -> Result<File, LogError> {
     let mut options = OpenOptions::new();
     options.read(true).append(true).custom_flags(
         (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK)
@@ -211,13 +279,13 @@ fn open_or_make(path: &Path, mode: u32) -> Result<(File, bool), LogError> {
                 .and_then(|file| {
                     // The process's umask may have taken something away.
                     file.set_permissions(Permissions::from_mode(mode))?;
-                    Ok((file, true))
+                    Ok(file)
                 })
                 .map_err(|source| failed("make", path, source));
         }
         opened => opened,
     };
-    opened.map(|file| (file, false)).map_err(|source| {
+    opened.map_err(|source| {
         let is_other = fs::symlink_metadata(path).is_ok_and(|found| !found.is_file());
         if is_other {
             LogError::NoFile(path.to_owned())
@@ -232,5 +300,28 @@ fn failed(act: &'static str, path: &Path, source: io::Error) -> LogError {
         act,
         path: path.to_owned(),
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_folder_below_the_fixed_one_is_made_safe_from_above() {
+        for (path, fixed, expected) in [
+            ("/a/b/c/x", "/a", vec!["/a", "/a/b", "/a/b/c"]),
+            ("/a/x", "/a", vec!["/a"]),
+            ("/d/x", "/", vec!["/", "/d"]),
+            ("d/x", ".", vec![".", "d"]),
+            ("x", ".", vec!["."]),
+        ] {
+            let expected: Vec<_> = expected.iter().map(PathBuf::from).collect();
+            assert_eq!(
+                folders(Path::new(path), Path::new(fixed)),
+                expected,
+                "{path}"
+            );
+        }
     }
 }

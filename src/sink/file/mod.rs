@@ -5,16 +5,13 @@
 //! none is half of a batch; it waits without end rather than die. What may have been written before
 //! a crash is looked for in the file's tail and not written twice.
 
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use jiff::Timestamp;
 use serde::Deserialize;
 
-use super::record::write_line;
 use super::{Capacity, Sink};
 use crate::clock::Clock;
 use crate::fault::Fault;
@@ -22,12 +19,15 @@ use crate::render::Notice;
 use crate::retry::{Patience, Scope, Verdict};
 use crate::units::{Size, Span};
 
+mod batch;
+mod files;
 mod log;
 mod path;
 mod rotation;
 mod tail;
 
-use log::{Log, LogError};
+use batch::{Batch, not_sent};
+use files::Files;
 use path::Template;
 use rotation::Rotation;
 
@@ -150,44 +150,35 @@ impl Checked {
     }
 }
 
-/// A line on its way to a file.
-struct Line {
-    path: PathBuf,
-    id: String,
-    may_be_there: bool,
-    text: Vec<u8>,
-}
-
-/// Lines by the file that they go to, in the order of their first lines.
-type ByPath<'l> = Vec<(&'l Path, Vec<&'l Line>)>;
-
 /// Writes lines to files.
 pub struct FileSink {
-    settings: Checked,
     clock: Clock,
-    /// Held for as long as a batch takes: only where blocking is allowed.
+    template: Template,
+    /// Held for as long as writing, syncing and compressing take: never on a thread of the runtime.
     files: Arc<Mutex<Files>>,
-}
-
-struct Files {
-    settings: Checked,
-    open: HashMap<PathBuf, Log>,
 }
 
 impl FileSink {
     /// A sink that opens its files when the first line comes.
     #[must_use]
     pub fn new(settings: Checked, clock: Clock) -> Self {
-        let files = Files {
-            settings: settings.clone(),
-            open: HashMap::new(),
-        };
         Self {
-            settings,
             clock,
-            files: Arc::new(Mutex::new(files)),
+            template: settings.template.clone(),
+            files: Arc::new(Mutex::new(Files::new(settings))),
         }
     }
+}
+
+/// Who panicked while holding them may have left lines that nobody counted: everything is opened
+/// anew, and looked at.
+fn lock(files: &Mutex<Files>) -> MutexGuard<'_, Files> {
+    files.lock().unwrap_or_else(|poisoned| {
+        files.clear_poison();
+        let mut files = poisoned.into_inner();
+        files.open.clear();
+        files
+    })
 }
 
 #[async_trait]
@@ -213,164 +204,24 @@ impl Sink for FileSink {
     async fn send(&self, notices: &[Notice]) -> Vec<Verdict> {
         let files = Arc::clone(&self.files);
         let now = self.clock.now();
-        let line = |notice: &Notice| {
-            let mut text = Vec::with_capacity(1024 + notice.event.body.len());
-            write_line(notice, &mut text);
-            Line {
-                path: self.settings.template.expand(notice, now),
-                id: notice.id.clone(),
-                may_be_there: notice.marks.possible_repeat,
-                text,
-            }
-        };
-        let lines: Vec<Line> = notices.iter().map(line).collect();
-        let written = tokio::task::spawn_blocking(move || {
-            let mut files = files.lock().unwrap_or_else(PoisonError::into_inner);
-            files.write(&lines, now)
+        let batch = Batch::new(notices, &self.template, now);
+        let written = tokio::task::spawn_blocking(move || lock(&files).write(batch, now)).await;
+        written.unwrap_or_else(|error| {
+            let why = error.to_string();
+            let verdict = if error.is_panic() {
+                Verdict::Unknown { why }
+            } else {
+                not_sent(why, Scope::Sink)
+            };
+            vec![verdict; notices.len()]
         })
-        .await;
-        let (sent, failure) = match written {
-            Ok((sent, failure)) => (sent, failure.map(|error| error.verdict())),
-            Err(error) => {
-                let why = error.to_string();
-                (0, Some(Verdict::Unknown { why }))
-            }
-        };
-        let mut verdicts = vec![Verdict::Sent { remote_id: None }; sent];
-        verdicts.resize(
-            notices.len(),
-            failure.unwrap_or(Verdict::Sent { remote_id: None }),
-        );
-        verdicts
     }
 
     async fn reopen(&self) {
         let files = Arc::clone(&self.files);
-        let closed = tokio::task::spawn_blocking(move || {
-            let mut files = files.lock().unwrap_or_else(PoisonError::into_inner);
-            files.open.clear();
-        });
-        if closed.await.is_err() {
-            tracing::error!("the files were not opened anew");
-        }
-    }
-}
-
-impl LogError {
-    fn verdict(&self) -> Verdict {
-        let why = self.to_string();
-        if matches!(self, Self::Uncertain(_)) {
-            return Verdict::Unknown { why };
-        }
-        if self.is_a_persons_business() {
-            return Verdict::Broken { why };
-        }
-        Verdict::Retry {
-            why,
-            after: None,
-            scope: Scope::Sink,
-            progress: None,
-        }
-    }
-}
-
-impl Files {
-    /// Writes them in order, few files at a time; how many are safe, and what stopped it.
-    fn write(&mut self, lines: &[Line], now: Timestamp) -> (usize, Option<LogError>) {
-        let mut sent = 0;
-        let mut by_path = ByPath::new();
-        for (at, line) in lines.iter().enumerate() {
-            let path = line.path.as_path();
-            if let Some((_, lines)) = by_path.iter_mut().find(|(known, _)| *known == path) {
-                lines.push(line);
-            } else {
-                if by_path.len() == MOST_OPEN {
-                    if let Err(error) = self.write_whole(&by_path, now) {
-                        return (sent, Some(error));
-                    }
-                    sent = at;
-                    by_path.clear();
-                }
-                by_path.push((path, vec![line]));
-            }
-        }
-        match self.write_whole(&by_path, now) {
-            Ok(()) => (lines.len(), None),
-            Err(error) => (sent, Some(error)),
-        }
-    }
-
-    /// Writes all of them or none: lanes may spread over files, and their order must hold.
-    fn write_whole(&mut self, by_path: &ByPath<'_>, now: Timestamp) -> Result<(), LogError> {
-        self.close_some(by_path.len());
-        let mut begun = Vec::new();
-        let written = by_path.iter().try_for_each(|(path, lines)| {
-            let log = self.log(path, now)?;
-            let mut text = Vec::new();
-            for line in lines {
-                if !(line.may_be_there && log.has(&line.id)?) {
-                    text.extend_from_slice(&line.text);
-                }
-            }
-            begun.push(*path);
-            log.write(&text, now)
-        });
-        if written.is_ok() {
-            tracing::trace!(target: "runbell::point", "written");
-        }
-        let synced = written.and_then(|()| {
-            by_path
-                .iter()
-                .try_for_each(|(path, _)| match self.open.get_mut(*path) {
-                    Some(log) => log.sync(),
-                    None => Ok(()),
-                })
-        });
-        match synced {
-            Ok(()) => {
-                tracing::trace!(target: "runbell::point", "synced");
-                Ok(())
-            }
-            Err(error) => {
-                let mut is_certain = true;
-                for path in begun {
-                    if let Some(mut log) = self.open.remove(path) {
-                        match log.cut_back() {
-                            Ok(()) => drop(self.open.insert(path.to_owned(), log)),
-                            // Opened anew it will read its tail, to see what is there.
-                            Err(_) => is_certain = false,
-                        }
-                    }
-                }
-                Err(if is_certain {
-                    error
-                } else {
-                    LogError::Uncertain(Box::new(error))
-                })
-            }
-        }
-    }
-
-    fn log(&mut self, path: &Path, now: Timestamp) -> Result<&mut Log, LogError> {
-        let is_current = self.open.get(path).is_some_and(Log::is_in_place);
-        if !is_current {
-            self.open.remove(path);
-            let fixed = self.settings.template.fixed_folder();
-            let log = Log::open(
-                path,
-                &fixed,
-                self.settings.mode,
-                &self.settings.rotation,
-                now,
-            )?;
-            self.open.insert(path.to_owned(), log);
-        }
-        self.open.get_mut(path).ok_or(LogError::Vanished)
-    }
-
-    fn close_some(&mut self, wanted: usize) {
-        if self.open.len() + wanted > MOST_OPEN {
-            self.open.clear();
+        let closed = tokio::task::spawn_blocking(move || lock(&files).open.clear()).await;
+        if let Err(error) = closed {
+            tracing::warn!(%error, "files could not be closed to be opened anew");
         }
     }
 }

@@ -2,9 +2,11 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use jiff::Timestamp;
 
+use crate::clock::{earlier, later};
 use crate::event::CommandStatus;
 use crate::fault::meant;
 use crate::render::Notice;
@@ -28,10 +30,14 @@ const FIELDS: [&str; 10] = [
     "date", "hour", "account", "region", "topic", "route", "command", "instance", "status", "kind",
 ];
 
-/// The longest value in a path, in bytes.
+/// The longest value in a path, in bytes; file systems take 255.
 const LONGEST: usize = 100;
-/// The longest part of a path, in bytes; file systems take 255.
-const LONGEST_PART: usize = 200;
+
+/// The longest name that is made of values, in bytes: setting aside and compressing add to it.
+const LONGEST_NAME: usize = 200;
+
+/// A longer extension is none that people look for.
+const LONGEST_EXTENSION: usize = 16;
 
 impl Template {
     pub(super) fn parse(text: &str) -> Result<Self, String> {
@@ -79,45 +85,90 @@ impl Template {
         Path::new(folder).to_owned()
     }
 
+    /// Whether what is in an event, and not the time alone, decides where its line goes.
+    pub(super) fn spreads(&self) -> bool {
+        self.fields()
+            .any(|field| field != "date" && field != "hour")
+    }
+
     pub(super) fn expand(&self, notice: &Notice, now: Timestamp) -> PathBuf {
         let mut path = String::with_capacity(self.text.len() + 64);
+        let (mut start, mut is_filled) = (0, false);
         for part in &self.parts {
             match part {
-                Part::Literal(text) => path.push_str(text),
-                Part::Field(field) => path.push_str(&safe(&value(field, notice, now))),
+                Part::Field(field) => {
+                    path.push_str(&safe(&value(field, notice, now)));
+                    is_filled = true;
+                }
+                Part::Literal(text) => {
+                    for (at, piece) in text.split('/').enumerate() {
+                        if at > 0 {
+                            end_name(&mut path, start, is_filled);
+                            path.push('/');
+                            (start, is_filled) = (path.len(), false);
+                        }
+                        path.push_str(piece);
+                    }
+                }
             }
         }
-        if path.split('/').any(|part| part.len() > LONGEST_PART) {
-            path = path.split('/').map(bounded).collect::<Vec<_>>().join("/");
-        }
+        end_name(&mut path, start, is_filled);
         path.into()
+    }
+
+    /// Where the line may have gone at another date or hour: when it came in or just after, or just
+    /// before `now`. None for a path without them.
+    pub(super) fn expand_earlier(&self, notice: &Notice, now: Timestamp) -> Vec<PathBuf> {
+        let period = if self.fields().any(|field| field == "hour") {
+            Duration::from_hours(1)
+        } else if self.fields().any(|field| field == "date") {
+            Duration::from_hours(24)
+        } else {
+            return Vec::new();
+        };
+        let current = self.expand(notice, now);
+        let received = notice.received_at;
+        let mut paths = Vec::new();
+        for moment in [earlier(now, period), later(received, period), received] {
+            let path = self.expand(notice, moment);
+            if path != current && !paths.contains(&path) {
+                paths.push(path);
+            }
+        }
+        paths
+    }
+
+    fn fields(&self) -> impl Iterator<Item = &'static str> {
+        self.parts.iter().filter_map(|part| match part {
+            Part::Field(field) => Some(*field),
+            Part::Literal(_) => None,
+        })
     }
 }
 
-/// A part of a path that file systems take, with room for what rotation adds. What is cut is told
-/// apart by its hash.
-fn bounded(part: &str) -> String {
-    if part.len() <= LONGEST_PART {
-        return part.to_owned();
+/// Bounds the name that begins at `start`, if values are in it: whoever publishes chooses them, and a
+/// name that no file system takes would come back for ever. A hash of the whole keeps names apart.
+fn end_name(path: &mut String, start: usize, is_filled: bool) {
+    if !is_filled || path.len().saturating_sub(start) <= LONGEST_NAME {
+        return;
     }
-    let hash = openssl::sha::sha256(part.as_bytes());
-    let hash = hash.iter().take(8).fold(String::new(), |mut text, byte| {
+    let name = path.split_off(start);
+    let (stem, extension) = match name.rsplit_once('.') {
+        Some((stem, extension)) if extension.len() <= LONGEST_EXTENSION => (stem, extension),
+        _ => (name.as_str(), ""),
+    };
+    let mut end = String::from("-");
+    for byte in openssl::sha::sha256(name.as_bytes()).iter().take(8) {
         // Writing to a text cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    });
-    let (stem, extension) = part
-        .rsplit_once('.')
-        .filter(|(_, extension)| extension.len() <= 10)
-        .map_or((part, String::new()), |(stem, extension)| {
-            (stem, format!(".{extension}"))
-        });
-    let mut end = LONGEST_PART - 1 - hash.len() - extension.len();
-    while !stem.is_char_boundary(end) {
-        end -= 1;
+        let _ = write!(end, "{byte:02x}");
     }
-    let stem = stem.get(..end).unwrap_or(stem);
-    format!("{stem}-{hash}{extension}")
+    if !extension.is_empty() {
+        end.push('.');
+        end.push_str(extension);
+    }
+    let room = stem.floor_char_boundary(LONGEST_NAME - end.len());
+    path.push_str(stem.get(..room).unwrap_or_default());
+    path.push_str(&end);
 }
 
 fn value(field: &str, notice: &Notice, now: Timestamp) -> String {
@@ -203,15 +254,39 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_too_long_is_cut_and_told_apart() {
-        let one = expand("/a/{instance}-{instance}-{instance}.jsonl", &"x".repeat(99));
-        let other = expand("/a/{instance}-{instance}-{instance}.jsonl", &"x".repeat(98));
-        for path in [&one, &other] {
-            let name = path.strip_prefix("/a/").unwrap();
-            assert_eq!(name.len(), LONGEST_PART);
-            assert_eq!(name.rsplit_once('.').map(|it| it.1), Some("jsonl"));
+    fn a_name_of_many_long_values_is_bounded_and_still_its_own() {
+        let template = "/a/{instance}/{instance}-{instance}-ä-{instance}.jsonl";
+        let names = ["x", "y"].map(|last| {
+            let path = expand(template, &format!("{}{last}", "i".repeat(99)));
+            let names: Vec<_> = path.split('/').map(str::to_owned).collect();
+            assert_eq!((names.len(), names[2].len()), (4, 100), "{path}");
+            names[3].clone()
+        });
+        assert_ne!(names[0], names[1]);
+        for name in names {
+            let extension = Path::new(&name).extension().unwrap();
+            assert!(name.len() <= 200 && extension == "jsonl", "{name}");
         }
-        assert_ne!(one, other);
+        let literal = format!("/a/{}/{{instance}}", "l".repeat(210));
+        assert_eq!(
+            expand(&literal, "i-1"),
+            literal.replace("{instance}", "i-1")
+        );
+    }
+
+    #[test]
+    fn the_paths_of_earlier_hours_and_dates_are_known() {
+        let now = "2026-11-25T10:30:00Z".parse().unwrap();
+        for (text, expected) in [
+            ("/a/{instance}", vec![]),
+            ("/a/{date}/x", vec!["/a/2026-11-24/x", "/a/2026-11-23/x"]),
+            ("/a/{hour}", vec!["/a/09", "/a/11"]),
+        ] {
+            let template = Template::parse(text).unwrap();
+            let paths = template.expand_earlier(&notice("i-1"), now);
+            let expected: Vec<_> = expected.iter().map(PathBuf::from).collect();
+            assert_eq!(paths, expected, "{text}");
+        }
     }
 
     #[test]

@@ -70,9 +70,9 @@ impl Rotation {
         ))
     }
 
-    /// Deletes what is old, and compresses what is not yet: in that order, since a full disk is where
-    /// it matters. A crash in between leaves both files or neither half: what is missing is done the
-    /// next time. Trouble with one file is no reason to leave the others, or not to write.
+    /// Deletes what is old, and compresses what is not yet: in this order, as compressing takes room
+    /// that deleting may give. A crash in between leaves both files or neither half: what is missing
+    /// is done the next time. Trouble is no reason not to write.
     pub(super) fn tidy(&self, path: &Path, now: Timestamp) {
         if let Err(error) = self.try_to_tidy(path, now) {
             let path = path.display();
@@ -80,30 +80,32 @@ impl Rotation {
         }
     }
 
+    /// Goes on with the next file where one fails, and tells the first failure.
     fn try_to_tidy(&self, path: &Path, now: Timestamp) -> io::Result<()> {
         if self.size.is_none() && self.every.is_none() {
             return Ok(());
         }
         let mut aside = set_aside(path)?;
         aside.sort();
-        let mut trouble = Ok(());
         let oldest = self.keep.map(|keep| earlier(now, keep));
         let many = self
             .keep_files
             .map_or(0, |most| aside.len().saturating_sub(most));
-        for (at, file) in aside.iter().enumerate() {
-            let is_old = at < many || oldest.is_some_and(|oldest| file.at < oldest);
-            let is_plain = file.path.extension().is_none_or(|it| it != "zst");
-            let done = if is_old {
-                fs::remove_file(&file.path)
-            } else if self.compress && is_plain {
-                compress(&file.path)
+        let mut done = Ok(());
+        let mut kept = Vec::new();
+        for (at, file) in aside.into_iter().enumerate() {
+            if at < many || oldest.is_some_and(|oldest| file.at < oldest) {
+                done = done.and(delete(&file.path));
             } else {
-                Ok(())
-            };
-            trouble = trouble.and(done);
+                kept.push(file.path);
+            }
         }
-        trouble
+        if self.compress {
+            for plain in kept.iter().filter(|path| !is_compressed(path)) {
+                done = done.and(compress(plain));
+            }
+        }
+        done
     }
 }
 
@@ -113,12 +115,9 @@ pub(super) fn newest_set_aside(path: &Path) -> Option<PathBuf> {
     Some(newest.path)
 }
 
-/// Makes a name in the folder of `path` safe.
-pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
-    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+/// Makes the names in a folder safe.
+pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
 }
 
 /// The files that were set aside from `path`; one that is there both ways counts once.
@@ -149,8 +148,7 @@ fn set_aside(path: &Path) -> io::Result<Vec<Aside>> {
     // While both are there the compressed one may be of an earlier try: the plain one is the truth.
     let plain: Vec<PathBuf> = found.iter().map(|file| file.path.clone()).collect();
     found.retain(|file| {
-        file.path.extension().is_none_or(|it| it != "zst")
-            || !plain.contains(&file.path.with_extension(""))
+        !is_compressed(&file.path) || !plain.contains(&file.path.with_extension(""))
     });
     Ok(found)
 }
@@ -165,21 +163,40 @@ fn time_and_number(text: &str) -> Option<(Timestamp, u32)> {
     Some((at, number))
 }
 
+fn is_compressed(path: &Path) -> bool {
+    path.extension().is_some_and(|it| it == "zst")
+}
+
+/// Deletes a file that was set aside, and what was begun of compressing it.
+fn delete(path: &Path) -> io::Result<()> {
+    let mut done = fs::remove_file(path);
+    if !is_compressed(path) {
+        for suffix in [".zst", ".zst.tmp"] {
+            let deleted = fs::remove_file(with_suffix(path, suffix));
+            done = done.and(deleted.or_else(|error| match error.kind() {
+                io::ErrorKind::NotFound => Ok(()),
+                _ => Err(error),
+            }));
+        }
+    }
+    done
+}
+
 fn compress(path: &Path) -> io::Result<()> {
     let (done, begun) = (with_suffix(path, ".zst"), with_suffix(path, ".zst.tmp"));
-    let compressed = || {
+    let compressed = (|| {
         let mut to = File::create(&begun)?;
         to.set_permissions(fs::metadata(path)?.permissions())?;
         zstd::stream::copy_encode(File::open(path)?, &mut to, 0)?;
-        to.sync_all()
-    };
-    if let Err(error) = compressed() {
-        // Half of it helps nobody, and takes room.
+        to.sync_all()?;
+        fs::rename(&begun, &done)
+    })();
+    if compressed.is_err() {
+        // A full disk is the likely reason: half a file must not take what room there is.
         let _ = fs::remove_file(&begun);
-        return Err(error);
     }
-    fs::rename(&begun, &done)?;
-    sync_folder(path)?;
+    compressed?;
+    sync_folder(parts(path).0)?;
     fs::remove_file(path)
 }
 
