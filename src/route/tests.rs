@@ -87,6 +87,8 @@ fn patterns_take_what_they_say() {
             [false, true, true, false, false],
         ),
         ("status = '*TimedOut'", [false, true, false, false, false]),
+        ("status = '*timed out'", [false, true, false, false, false]),
+        ("status = 'fail*'", [true, false, false, false, false]),
         ("status = '*X'", [false; 5]),
         ("status = 'Fail?d*'", [true, false, false, false, false]),
         ("status = 'S*'", [false, false, true, false, false]),

@@ -1,5 +1,7 @@
 //! What must be refused, at the door of the running service, and that it leaves no trace.
 
+use std::time::Duration;
+
 use jiff::{SignedDuration, Timestamp};
 use openssl::pkey::PKey;
 use openssl::rsa::Rsa;
@@ -236,7 +238,7 @@ async fn a_failed_fetch_is_remembered_for_less_than_sns_waits() {
     }
     assert_eq!(sns.asked().len(), 1);
     sns.certificate_is(Answer::of(200, sns.signer.pem().unwrap()));
-    runbell.clock.advance(std::time::Duration::from_secs(16));
+    runbell.clock.advance(Duration::from_secs(16));
     let body = sns.envelope(&Sns::draft("m-0", "hello", at));
     assert_eq!(runbell.post(body).await, 200);
     assert_eq!(sns.asked().len(), 2);
@@ -300,7 +302,7 @@ async fn a_compatible_service_that_begins_anew_is_asked_once_more() {
         403,
         "what was just fetched is current"
     );
-    runbell.clock.advance(std::time::Duration::from_secs(11));
+    runbell.clock.advance(Duration::from_secs(11));
     assert_eq!(runbell.post(body).await, 200);
     assert_eq!(sns.asked().len(), 2);
     let old = sns.envelope(&Sns::draft("m-3", "hello", at));
@@ -343,7 +345,11 @@ async fn a_confirmation_calls_a_fixed_host_with_topic_and_token_only() {
 #[tokio::test]
 async fn a_confirmation_that_fails_comes_again_and_one_that_is_refused_does_not() {
     let sns = Sns::start().await;
-    let runbell = Runbell::start(&sns, Setup::default()).await;
+    let setup = Setup {
+        clock: Clock::by_hand(now()),
+        ..Setup::default()
+    };
+    let runbell = Runbell::start(&sns, setup).await;
     let draft = |id: &str, token: &str| Draft {
         kind: "SubscriptionConfirmation".to_owned(),
         token: token.to_owned(),
@@ -352,10 +358,30 @@ async fn a_confirmation_that_fails_comes_again_and_one_that_is_refused_does_not(
     let first = sns.envelope(&draft("m-1", "aaaa"));
     sns.confirmation_is(Answer::of(500, ""));
     assert_eq!(runbell.post(first.clone()).await, 503);
+    let asked = sns.asked().len();
+    sns.confirmation_is(Answer::of(200, "<p>Welcome</p>"));
+    // Whoever tells it again at once makes nobody call.
+    assert_eq!(runbell.post(first.clone()).await, 503);
+    assert_eq!(sns.asked().len(), asked);
+    runbell.clock.advance(Duration::from_secs(20));
+    assert_eq!(
+        runbell.post(first.clone()).await,
+        503,
+        "it names no subscription"
+    );
+    runbell.clock.advance(Duration::from_secs(20));
     sns.confirmation_is(Answer::of(200, "<SubscriptionArn>arn</SubscriptionArn>"));
     assert_eq!(runbell.post(first).await, 200);
     sns.confirmation_is(Answer::of(400, "<Code>InvalidParameter</Code>"));
-    assert_eq!(runbell.post(sns.envelope(&draft("m-2", "bbbb"))).await, 200);
+    let refused = sns.envelope(&draft("m-2", "bbbb"));
+    assert_eq!(runbell.post(refused.clone()).await, 200);
+    let asked = sns.asked().len();
+    assert_eq!(runbell.post(refused).await, 200);
+    assert_eq!(
+        sns.asked().len(),
+        asked,
+        "a token that was refused is not tried again"
+    );
     let (_, subscriptions) = runbell.admin("/api/v1/subscriptions").await;
     assert_eq!(
         subscriptions.matches("\"confirmed_at\":null").count(),

@@ -103,16 +103,15 @@ impl Fetcher {
         let trouble = match fetched {
             Ok(Ok(pem)) => return Ok(pem),
             Ok(Err(trouble)) => trouble,
-            Err(_) => Trouble::Network("no answer in time".to_owned()),
+            Err(_) => Trouble::Late,
         };
         let refusal = trouble.refusal();
-        // Counted from its beginning, so what it may have taken is added.
-        let lasts = DEADLINE
-            + if matches!(trouble, Trouble::Answered(_)) {
-                REFUSAL_LASTS
-            } else {
-                TROUBLE_LASTS
-            };
+        let lasts = match trouble {
+            Trouble::Network(_) => TROUBLE_LASTS,
+            Trouble::Answered(_) => REFUSAL_LASTS,
+            // Counted from when it began.
+            Trouble::Late => DEADLINE + TROUBLE_LASTS,
+        };
         self.memory().remember(url, later(now, lasts), &refusal);
         Err(refusal)
     }
@@ -157,11 +156,16 @@ enum Trouble {
     Network(String),
     /// The server said no.
     Answered(String),
+    /// Nobody answered in time.
+    Late,
 }
 
 impl Trouble {
     fn refusal(&self) -> Refusal {
-        let (Self::Network(why) | Self::Answered(why)) = self;
+        let why = match self {
+            Self::Network(why) | Self::Answered(why) => why,
+            Self::Late => "no answer in time",
+        };
         refusal(
             "certificate-fetch",
             format!("the certificate could not be fetched: {why}"),
