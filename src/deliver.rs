@@ -289,12 +289,16 @@ impl Worker {
             next.outcome = Outcome::Parked;
         }
         let mut marks = notice.marks.clone();
+        let mut thread = None;
         let (answer, progress) = match verdict {
             Verdict::Sent { remote_id } => {
                 self.metrics
                     .reached(&self.name, since(notice.received_at, now));
                 if let Some(by) = marks.late {
                     self.metrics.late_by(by);
+                }
+                if self.sink.keeps_threads() {
+                    thread.clone_from(remote_id);
                 }
                 (remote_id.clone(), None)
             }
@@ -326,6 +330,7 @@ impl Worker {
             again_at: next.again_at,
             failing_since: next.history.failing_since,
             progress,
+            thread,
         };
         (settled, next.sink_rests_until)
     }

@@ -38,9 +38,52 @@ pub struct Digest {
     pub cancelled: u64,
     /// Have started, and not ended as far as is known.
     pub running: u64,
+    /// Are named by the command's summary, and nothing was heard of them.
+    pub unheard: u64,
+    /// What the command's summary says of the whole, if one came.
+    pub overall: Option<Status>,
+    /// Whether instances that did not end well are among what the last notice could not tell.
+    pub has_news: bool,
     /// Instances that did not end well, with their status, the latest first; the first of them only
     /// when they are very many.
     pub troubled: Vec<(String, Status)>,
+}
+
+impl Digest {
+    /// Whether nothing more is expected: its summary says so, or there is none and everything that
+    /// was heard of has ended.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        match &self.overall {
+            Some(status) => status.is_terminal(),
+            None => self.running == 0,
+        }
+    }
+
+    /// Counts what is not heard of yet, of so many instances that the command's summary names.
+    pub fn count_unheard(&mut self, named: usize) {
+        let ended = self.succeeded + self.failed + self.timed_out + self.cancelled;
+        let named = u64::try_from(named).unwrap_or(u64::MAX);
+        self.unheard = named.saturating_sub(ended + self.running);
+    }
+
+    /// The status of the whole command: what its summary says, or else the worst of how its
+    /// instances ended, once they all have.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let worst = [
+            (self.failed, Status::Failed),
+            (self.timed_out, Status::TimedOut),
+            (self.cancelled, Status::Cancelled),
+            (self.succeeded, Status::Success),
+        ];
+        let worst = worst.into_iter().find(|(count, _)| *count > 0);
+        match (&self.overall, worst) {
+            (Some(status), _) => status.clone(),
+            (None, Some((_, status))) if self.running == 0 => status,
+            (None, _) => Status::InProgress,
+        }
+    }
 }
 
 /// Where a delivery stands in its lane; compares as bytes, in Rust and in every database alike.
@@ -171,6 +214,8 @@ pub enum Release {
     AfterFirst,
     /// The event's status is unknown: it waits, and switches early release off for its lane.
     Never,
+    /// Nothing more is expected of the command: looked at so long after arrival.
+    WhenOver(Duration),
 }
 
 /// One event owed to one sink: what `route` found and the store shall keep.

@@ -14,7 +14,8 @@ use crate::delivery::Outcome;
 pub enum Verdict {
     /// It arrived.
     Sent {
-        /// What the other side calls it, if it says.
+        /// What the other side calls it, if it says; with a sink that keeps threads, what it calls
+        /// the message to which later ones of the same command refer.
         remote_id: Option<String>,
     },
     /// It did not arrive, and may later.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use futures_util::future::try_join_all;
 use jiff::{SignedDuration, Timestamp};
-use runbell::delivery::{Marks, Outcome};
+use runbell::delivery::Outcome;
 use runbell::route::Routes;
 use runbell::store::sqlite::Sqlite;
 use runbell::store::{Append, Engine, Lane, Settled, Settlement, Store};
@@ -59,17 +59,10 @@ async fn deliver(store: &Sqlite, sink: &str, now: Timestamp) -> anyhow::Result<(
 }
 
 fn all_sent(lane: Lane) -> Settlement {
-    let results = lane.waiting.into_iter().map(|waiting| Settled {
-        event: waiting.event_id,
-        key: waiting.key,
-        outcome: Outcome::Sent,
-        at: waiting.received_at,
-        marks: Marks::default(),
-        answer: None,
-        again_at: None,
-        failing_since: None,
-        progress: None,
-    });
+    let results = lane
+        .waiting
+        .into_iter()
+        .map(|it| Settled::new(it.event_id, it.key, Outcome::Sent, it.received_at));
     Settlement {
         lane: lane.id,
         epoch: lane.epoch,

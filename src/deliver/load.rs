@@ -72,15 +72,8 @@ impl Load {
                 };
                 match decision {
                     Decision::Redundant(marks) => results.push(Settled {
-                        event: waiting.event_id,
-                        key: waiting.key,
-                        outcome: Outcome::Redundant,
-                        at: now,
                         marks,
-                        answer: None,
-                        again_at: None,
-                        failing_since: None,
-                        progress: None,
+                        ..Settled::new(waiting.event_id, waiting.key, Outcome::Redundant, now)
                     }),
                     Decision::Go(marks) => {
                         let mut notice = render::notice(
@@ -91,6 +84,7 @@ impl Load {
                             marks,
                         );
                         notice.progress = waiting.progress;
+                        notice.thread = waiting.thread;
                         notice.digest.clone_from(&lane.digest);
                         let going = Going {
                             lane: at,

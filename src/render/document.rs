@@ -198,12 +198,7 @@ fn of_status(event: &Event, it: &CommandStatus, is_invocation: bool) -> Document
 
 /// What a digest says: how the command stands, and where it did not go well.
 fn of_digest(event: &Event, it: &CommandStatus, digest: &Digest) -> Document {
-    let is_over = matches!(event.kind, Kind::Summary(_)) && it.status.is_terminal();
-    let status = if is_over {
-        &it.status
-    } else {
-        &Status::InProgress
-    };
+    let status = &digest.status();
     let counts = counts(digest);
     let document = bare(&it.document);
     let facts = [
@@ -237,12 +232,18 @@ fn of_digest(event: &Event, it: &CommandStatus, digest: &Digest) -> Document {
 }
 
 fn counts(digest: &Digest) -> String {
+    let unheard = if digest.is_over() {
+        "never heard of"
+    } else {
+        "not started"
+    };
     let parts = [
         (digest.succeeded, "succeeded"),
         (digest.failed, "failed"),
         (digest.timed_out, "timed out"),
         (digest.cancelled, "cancelled"),
         (digest.running, "still running"),
+        (digest.unheard, unheard),
     ];
     let said: Vec<String> = parts
         .into_iter()

@@ -34,6 +34,9 @@ pub struct Notice {
     pub digest: Option<Digest>,
     /// What part of it arrived at an earlier attempt, in the sink's own words.
     pub progress: Option<String>,
+    /// What the sink calls the message to which notices of this command refer: they answer it, and a
+    /// digest takes its place.
+    pub thread: Option<String>,
 }
 
 /// Renders what `route` owes `sink` for one event.
@@ -53,6 +56,7 @@ pub fn notice(
         marks,
         digest: None,
         progress: None,
+        thread: None,
     }
 }
 

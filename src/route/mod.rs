@@ -329,13 +329,16 @@ impl Route {
                 Kind::Invocation(it) => it.status.is_terminal() && it.status != Status::Success,
                 _ => true,
             };
-            return Hold {
-                at_most: if is_urgent {
-                    digest.gather
-                } else {
-                    digest.every
-                },
-                release: Release::AtEnd,
+            return if is_urgent {
+                Hold {
+                    at_most: digest.gather,
+                    release: Release::AtEnd,
+                }
+            } else {
+                Hold {
+                    at_most: digest.every,
+                    release: Release::WhenOver(digest.gather),
+                }
             };
         }
         if self.hold.is_zero() || lane == LaneKey::Own {

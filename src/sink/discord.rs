@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use reqwest::Url;
+use reqwest::{Method, Url};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::http::{self, Answer, Call, Checked, Rate, Vendor};
 use crate::fault::Fault;
@@ -25,6 +25,8 @@ const FIELD: usize = 1024;
 const FIELDS: usize = 25;
 /// The longest sum of all its texts.
 const EMBED: usize = 6000;
+/// Codes of answers by which a message cannot be edited: it is unknown, or too old for one more edit.
+const GONE: [i64; 2] = [10_008, 30_046];
 
 /// Settings of a Discord sink.
 #[derive(Clone, Debug, Deserialize)]
@@ -72,13 +74,25 @@ impl Vendor for Discord {
     }
 
     fn call(&self, notice: &Notice, _at: Timestamp) -> Call {
-        let fits = |document: &Document| Embed::of(document).size() <= EMBED;
-        let document = Document::of(notice).fitted(fits);
-        let payload = json!({
-            "embeds": [Embed::of(&document)],
-            "allowed_mentions": { "parse": [] },
-        });
-        Call::json(&self.url, &payload)
+        Call::json(&self.url, &payload(notice))
+    }
+
+    fn keeps_threads(&self) -> bool {
+        true
+    }
+
+    fn edit(&self, notice: &Notice, message: &str) -> Option<Call> {
+        let mut url = self.url.clone();
+        url.path_segments_mut().ok()?.extend(["messages", message]);
+        Some(Call {
+            method: Method::PATCH,
+            ..Call::json(&url, &payload(notice))
+        })
+    }
+
+    fn is_gone(&self, answer: &Answer) -> bool {
+        let said: Said = serde_json::from_str(&answer.body).unwrap_or_default();
+        said.code.is_some_and(|code| GONE.contains(&code))
     }
 
     fn plain(&self, notice: &Notice, _at: Timestamp) -> Option<Call> {
@@ -108,7 +122,17 @@ impl Vendor for Discord {
 #[derive(Default, Deserialize)]
 struct Said {
     id: Option<String>,
+    code: Option<i64>,
     retry_after: Option<f64>,
+}
+
+fn payload(notice: &Notice) -> Value {
+    let fits = |document: &Document| Embed::of(document).size() <= EMBED;
+    let document = Document::of(notice).fitted(fits);
+    json!({
+        "embeds": [Embed::of(&document)],
+        "allowed_mentions": { "parse": [] },
+    })
 }
 
 #[derive(Serialize)]

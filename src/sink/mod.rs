@@ -49,6 +49,12 @@ pub trait Sink: Send + Sync + 'static {
         Timestamp::MIN
     }
 
+    /// Whether later notices of a command may refer to the first: to answer it, or to take its place.
+    /// It then calls everything that it sends of one command by the id of that message.
+    fn keeps_threads(&self) -> bool {
+        false
+    }
+
     /// How long it is worth trying.
     fn patience(&self) -> Patience {
         Patience::default()

@@ -126,8 +126,10 @@ impl PagerDuty {
         let key = self.key.expose();
         let action = match document.tone {
             Tone::Bad | Tone::Warning => "trigger",
-            Tone::Good => "resolve",
-            Tone::Neutral => {
+            // A status that is final for one command opens no incident that a later one closes, but
+            // for commands that told two of them.
+            Tone::Good if notice.marks.conflict => "resolve",
+            Tone::Good | Tone::Neutral => {
                 let change = json!({ "routing_key": key, "payload": payload, "links": links });
                 return (&self.changes, change);
             }

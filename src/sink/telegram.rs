@@ -9,7 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use reqwest::Url;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use super::http::{self, Answer, Call, Checked, Rate, Vendor};
 use crate::fault::Fault;
@@ -39,7 +39,8 @@ pub struct Settings {
 }
 
 struct Telegram {
-    url: Url,
+    /// The bot's own URL: the methods of the Bot API are below it.
+    bot: Url,
     chat: String,
     topic: Option<i64>,
 }
@@ -56,13 +57,13 @@ impl Settings {
         let is_token = token
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || b":-_".contains(&byte));
-        let url = base.join(&format!("/bot{token}/sendMessage")).ok();
-        let Some(url) = url.filter(|_| is_token) else {
+        let bot = base.join(&format!("/bot{token}")).ok();
+        let Some(bot) = bot.filter(|_| is_token) else {
             return Err(vec![Fault::at(&["token"], "this is no token of a bot")]);
         };
         Ok(Checked {
             vendor: Arc::new(Telegram {
-                url,
+                bot,
                 chat: self.chat,
                 topic: self.topic,
             }),
@@ -81,18 +82,42 @@ impl Vendor for Telegram {
     }
 
     fn destination(&self) -> String {
-        format!("{} {}", self.url, self.chat)
+        format!("{} {}", self.bot, self.chat)
     }
 
     fn call(&self, notice: &Notice, _at: Timestamp) -> Call {
-        let fits = |document: &Document| text(document).encode_utf16().count() <= LONGEST;
-        let document = Document::of(notice).fitted(fits);
-        self.message(&text(&document), Some("HTML"))
+        let mut message = self.message(&fitted(notice), Some("HTML"));
+        self.answer_to(notice, &mut message);
+        Call::json(&self.method("sendMessage"), &message.into())
     }
 
     fn plain(&self, notice: &Notice, _at: Timestamp) -> Option<Call> {
         let title = Document::of(notice).title.cut(1000).into_owned();
-        Some(self.message(title.text(), None))
+        let mut message = self.message(title.text(), None);
+        self.answer_to(notice, &mut message);
+        Some(Call::json(&self.method("sendMessage"), &message.into()))
+    }
+
+    fn keeps_threads(&self) -> bool {
+        true
+    }
+
+    fn edit(&self, notice: &Notice, message: &str) -> Option<Call> {
+        let id: i64 = message.parse().ok()?;
+        let mut message = self.message(&fitted(notice), Some("HTML"));
+        message.insert("message_id".to_owned(), id.into());
+        let url = self.method("editMessageText");
+        Some(Call::json(&url, &message.into()))
+    }
+
+    fn is_gone(&self, answer: &Answer) -> bool {
+        [
+            "message to edit not found",
+            "message can't be edited",
+            "MESSAGE_ID_INVALID",
+        ]
+        .iter()
+        .any(|word| answer.body.contains(word))
     }
 
     fn verdict(&self, answer: &Answer) -> Verdict {
@@ -106,6 +131,9 @@ impl Vendor for Telegram {
             || said.description.contains("chat not found")
         {
             return answer.broken();
+        }
+        if said.description.contains("message is not modified") {
+            return Verdict::Sent { remote_id: None };
         }
         match answer.usual() {
             // Without its own word for it the message was not taken.
@@ -141,22 +169,40 @@ struct Message {
 }
 
 impl Telegram {
-    fn message(&self, text: &str, markup: Option<&str>) -> Call {
-        let mut message = json!({
-            "chat_id": self.chat,
-            "text": text,
-            "link_preview_options": { "is_disabled": true },
-        });
-        if let Some(message) = message.as_object_mut() {
-            if let Some(markup) = markup {
-                message.insert("parse_mode".to_owned(), markup.into());
-            }
-            if let Some(topic) = self.topic {
-                message.insert("message_thread_id".to_owned(), topic.into());
-            }
-        }
-        Call::json(&self.url, &message)
+    fn method(&self, name: &str) -> Url {
+        let mut url = self.bot.clone();
+        url.set_path(&format!("{}/{name}", url.path()));
+        url
     }
+
+    fn message(&self, text: &str, markup: Option<&str>) -> Map<String, Value> {
+        let mut message = Map::new();
+        message.insert("chat_id".to_owned(), self.chat.as_str().into());
+        message.insert("text".to_owned(), text.into());
+        let no_preview = json!({ "is_disabled": true });
+        message.insert("link_preview_options".to_owned(), no_preview);
+        if let Some(markup) = markup {
+            message.insert("parse_mode".to_owned(), markup.into());
+        }
+        message
+    }
+
+    /// Says where a new message belongs: to a topic of the chat, and to the first one of its command.
+    fn answer_to(&self, notice: &Notice, message: &mut Map<String, Value>) {
+        if let Some(topic) = self.topic {
+            message.insert("message_thread_id".to_owned(), topic.into());
+        }
+        let first = notice.thread.as_ref().and_then(|id| id.parse::<i64>().ok());
+        if let Some(first) = first {
+            let reply = json!({ "message_id": first, "allow_sending_without_reply": true });
+            message.insert("reply_parameters".to_owned(), reply);
+        }
+    }
+}
+
+fn fitted(notice: &Notice) -> String {
+    let fits = |document: &Document| text(document).encode_utf16().count() <= LONGEST;
+    text(&Document::of(notice).fitted(fits))
 }
 
 fn text(document: &Document) -> String {

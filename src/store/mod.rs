@@ -113,6 +113,8 @@ pub struct Waiting {
     pub failing_since: Option<Timestamp>,
     /// What part of it arrived, in the sink's own words.
     pub progress: Option<String>,
+    /// What the sink calls the message to which this route's notices of the same command refer.
+    pub thread: Option<String>,
 }
 
 /// What `lease` found.
@@ -166,6 +168,27 @@ pub struct Settled {
     pub failing_since: Option<Timestamp>,
     /// What part of it arrived, if it waits on.
     pub progress: Option<String>,
+    /// What the sink calls the message that later notices of the same command refer to.
+    pub thread: Option<String>,
+}
+
+impl Settled {
+    /// Of a delivery of which nothing more is to be said.
+    #[must_use]
+    pub fn new(event: EventId, key: SortKey, outcome: Outcome, at: Timestamp) -> Self {
+        Self {
+            event,
+            key,
+            outcome,
+            at,
+            marks: Marks::default(),
+            answer: None,
+            again_at: None,
+            failing_since: None,
+            progress: None,
+            thread: None,
+        }
+    }
 }
 
 /// Why the store could not do it.

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use runbell::clock::Clock;
 use runbell::deliver::{Surroundings, Worker};
 use runbell::delivery::LaneKey;
-use runbell::event::Event;
+use runbell::event::{Event, Kind};
 use runbell::metrics::Metrics;
 use runbell::render::{Document, Notice};
 use runbell::retry::{Scope, Verdict};
@@ -102,6 +102,30 @@ impl Place {
         }
     }
 
+    /// Events arrive in their seconds, for a digest; what leaves, with the second of each.
+    async fn play(&self, story: Vec<(i64, Event)>) -> Vec<(i64, Notice)> {
+        let (routes, store) = (digested(), self.store.handle());
+        let end = story.last().map_or(0, |(second, _)| *second);
+        let mut notices = Vec::new();
+        let mut story = story.into_iter().peekable();
+        for second in 0..=end + 600 {
+            self.clock.set(at(second));
+            while let Some((_, event)) = story.next_if(|(when, _)| *when == second) {
+                let owed = routes.owed(&event, None);
+                let append = Append {
+                    event,
+                    owed,
+                    received_at: at(second),
+                };
+                store.append(append).await.unwrap();
+            }
+            while self.worker.step().await.unwrap().lanes > 0 {}
+            let seen = std::mem::take(&mut *self.sink.seen.lock().unwrap());
+            notices.extend(seen.into_iter().map(|notice| (second, notice)));
+        }
+        notices
+    }
+
     fn seen(&self) -> Vec<(String, bool)> {
         let seen = std::mem::take(&mut *self.sink.seen.lock().unwrap());
         let each = seen.into_iter();
@@ -115,6 +139,13 @@ impl Place {
         let all = deliveries.iter().flat_map(|one| &one.outcomes);
         all.map(|past| past.outcome.word()).collect()
     }
+}
+
+/// A route that tells commands as digests.
+fn digested() -> Routes {
+    let text = "name = 'r'\nto = ['s']\ndigest = { gather = '10s', every = '5m' }";
+    let route = toml::from_str::<runbell::route::Settings>(text).unwrap();
+    Routes::new(vec![route.check().unwrap()])
 }
 
 fn trouble(scope: Scope) -> Verdict {
@@ -231,33 +262,11 @@ fn story(instances: usize) -> Vec<(i64, Event)> {
 #[tokio::test]
 async fn a_digest_tells_a_whole_command_in_few_notices() {
     let place = Place::open(Clock::by_hand(at(0)), []);
-    let text = "name = 'r'\nto = ['s']\ndigest = { gather = '10s', every = '5m' }";
-    let route = toml::from_str::<runbell::route::Settings>(text).unwrap();
-    let routes = Routes::new(vec![route.check().unwrap()]);
-    let store = place.store.handle();
-    let mut notices = Vec::new();
     let story = story(500);
     let (all, end) = (story.len(), story.last().unwrap().0);
-    let mut story = story.into_iter().peekable();
-    for second in 0..=end + 600 {
-        place.clock.set(at(second));
-        while let Some((_, event)) = story.next_if(|(when, _)| *when == second) {
-            let owed = routes.owed(&event, None);
-            let append = Append {
-                event,
-                owed,
-                received_at: at(second),
-            };
-            store.append(append).await.unwrap();
-        }
-        while place.worker.step().await.unwrap().lanes > 0 {}
-        let seen = std::mem::take(&mut *place.sink.seen.lock().unwrap());
-        notices.extend(seen.into_iter().map(|notice| (second, notice)));
-    }
-    let told: Vec<String> = notices
-        .iter()
-        .map(|(second, notice)| format!("{second}: {}", Document::of(notice).title.text()))
-        .collect();
+    let notices = place.play(story).await;
+    let store = place.store.handle();
+    let told = titles(&notices);
     // Ten failures and two time-outs, seconds apart, and the two of the whole command.
     assert!(told.len() <= 14, "{told:#?}");
     assert_eq!(
@@ -313,12 +322,75 @@ async fn a_digest_tells_a_whole_command_in_few_notices() {
     assert_eq!(store.sweep().await.unwrap(), 0);
 }
 
+/// Each notice with the second in which it left.
+fn titles(notices: &[(i64, Notice)]) -> Vec<String> {
+    let each = notices.iter();
+    each.map(|(second, notice)| format!("{second}: {}", Document::of(notice).title.text()))
+        .collect()
+}
+
+#[tokio::test]
+async fn a_digest_closes_by_itself_where_no_summary_comes() {
+    let place = Place::open(Clock::by_hand(at(0)), []);
+    let mut story = story(30);
+    story.retain(|(_, event)| matches!(event.kind, Kind::Invocation(_)));
+    let end = story.last().unwrap().0;
+    let told = titles(&place.play(story).await);
+    assert_eq!(
+        told[0],
+        "11: InProgress: AWS-RunShellScript: 30 still running"
+    );
+    let closing = told.last().unwrap();
+    let (second, title) = closing.split_once(": ").unwrap();
+    assert_eq!(
+        title, "Failed: AWS-RunShellScript: 28 succeeded, 1 failed, 1 timed out",
+        "{told:#?}"
+    );
+    assert!(second.parse::<i64>().unwrap() <= end + 10, "{told:#?}");
+    assert!(
+        told.iter()
+            .all(|title| title == closing || title.contains("still running"))
+    );
+}
+
+#[tokio::test]
+async fn what_comes_after_the_end_corrects_it_and_who_never_spoke_is_counted() {
+    let place = Place::open(Clock::by_hand(at(0)), []);
+    let summary = |id: &str, status: &str, second: i64| {
+        let body = serde_json::json!({
+            "commandId": "c-1", "documentName": "d", "instanceIds": ["i-1", "i-2", "i-3"],
+            "status": status, "eventTime": at(second).to_string(),
+        });
+        (second, crate::store::read(id, &body.to_string(), second))
+    };
+    let end = |id: &str, instance: &str, second: i64| {
+        let body = serde_json::json!({
+            "commandId": "c-1", "documentName": "d", "instanceId": instance,
+            "status": "Success", "eventTime": at(second).to_string(),
+        });
+        (second, crate::store::read(id, &body.to_string(), second))
+    };
+    let story = vec![
+        summary("m-1", "InProgress", 0),
+        end("m-2", "i-1", 20),
+        summary("m-3", "Success", 30),
+        end("m-4", "i-2", 100),
+    ];
+    let told = titles(&place.play(story).await);
+    assert_eq!(
+        told,
+        [
+            "10: InProgress: d: 3 not started",
+            "40: Success: d: 1 succeeded, 2 never heard of",
+            "110: Success: d: 2 succeeded, 1 never heard of",
+        ]
+    );
+}
+
 #[tokio::test]
 async fn a_batch_that_failed_stays_what_it_was_and_swallows_nothing() {
     let place = Place::open(Clock::by_hand(at(0)), [trouble(Scope::Notice)]);
-    let text = "name = 'r'\nto = ['s']\ndigest = { gather = '10s', every = '5m' }";
-    let route = toml::from_str::<runbell::route::Settings>(text).unwrap();
-    let routes = Routes::new(vec![route.check().unwrap()]);
+    let routes = digested();
     let store = place.store.handle();
     let arrive = async |name: &str, second: i64, arrived: i64| {
         let event = event(name, name, "Failed", second);

@@ -16,4 +16,5 @@ mod harness;
 mod order;
 mod sinks;
 mod store;
+mod threads;
 mod web;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::body::Bytes;
-use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::{IntoResponse as _, Response};
 use jiff::Timestamp;
 use proptest::prelude::*;
@@ -28,10 +28,10 @@ use crate::harness::store::folder;
 const CANARY: &str = "c4n4ry";
 
 /// How a service is set up, what it answers when all is well, and what it takes.
-struct Case {
-    kind: &'static str,
+pub(crate) struct Case {
+    pub(crate) kind: &'static str,
     settings: &'static str,
-    sent: (u16, &'static str),
+    pub(crate) sent: (u16, &'static str),
     remote_id: Option<&'static str>,
     /// Whether it is told again in plain text what it refused for its form.
     has_plain: bool,
@@ -39,7 +39,7 @@ struct Case {
     limits: fn(&Value) -> Result<(), String>,
 }
 
-const CASES: [Case; 10] = [
+pub(crate) const CASES: [Case; 11] = [
     Case {
         kind: "webhook",
         settings: "url = { env = 'URL' }\nsecrets = [{ env = 'SIGN' }]\nheaders = { x-key = { env = 'KEY' } }",
@@ -64,6 +64,14 @@ const CASES: [Case; 10] = [
             }
             at_most("message", &body.to_string(), 13_200)
         },
+    },
+    Case {
+        kind: "slack",
+        settings: "api = 'BASE'\ntoken = { env = 'KEY' }\nchannel = 'ops'",
+        sent: (200, "{\"ok\":true,\"channel\":\"C1\",\"ts\":\"17.5\"}"),
+        remote_id: Some("C1:17.5"),
+        has_plain: true,
+        limits: |body| at_most("message", &body.to_string(), 13_200),
     },
     Case {
         kind: "teams",
@@ -193,10 +201,11 @@ fn at_most(what: &str, text: &str, most: usize) -> Result<(), String> {
 }
 
 /// What a service was asked.
-struct Asked {
-    uri: Uri,
+pub(crate) struct Asked {
+    pub(crate) method: Method,
+    pub(crate) uri: Uri,
     headers: HeaderMap,
-    body: Value,
+    pub(crate) body: Value,
 }
 
 #[derive(Clone, Default)]
@@ -205,32 +214,35 @@ struct Script {
     asked: Arc<Mutex<Vec<Asked>>>,
 }
 
-struct Service {
+pub(crate) struct Service {
     script: Script,
-    base: String,
+    pub(crate) base: String,
     _task: tokio::task::JoinSet<()>,
 }
 
 impl Service {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let script = Script::default();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
         let router = {
             let script = script.clone();
-            axum::Router::new().fallback(async move |uri: Uri, headers: HeaderMap, body: Bytes| {
-                let body = serde_json::from_slice(&body).unwrap();
-                script
-                    .asked
-                    .lock()
-                    .unwrap()
-                    .push(Asked { uri, headers, body });
-                let answer = script.answers.lock().unwrap().pop_front();
-                match answer {
-                    Some(answer) => answer,
-                    None => std::future::pending().await,
-                }
-            })
+            axum::Router::new().fallback(
+                async move |method: Method, uri: Uri, headers: HeaderMap, body: Bytes| {
+                    let body = serde_json::from_slice(&body).unwrap();
+                    script.asked.lock().unwrap().push(Asked {
+                        method,
+                        uri,
+                        headers,
+                        body,
+                    });
+                    let answer = script.answers.lock().unwrap().pop_front();
+                    match answer {
+                        Some(answer) => answer,
+                        None => std::future::pending().await,
+                    }
+                },
+            )
         };
         let mut task = tokio::task::JoinSet::new();
         task.spawn(async { axum::serve(listener, router).await.unwrap() });
@@ -241,7 +253,7 @@ impl Service {
         }
     }
 
-    fn will_answer(&self, status: u16, body: &str) {
+    pub(crate) fn will_answer(&self, status: u16, body: &str) {
         self.will_say(status, &[], body);
     }
 
@@ -254,7 +266,7 @@ impl Service {
         self.script.answers.lock().unwrap().push_back(answer);
     }
 
-    fn asked(&self) -> Vec<Asked> {
+    pub(crate) fn asked(&self) -> Vec<Asked> {
         std::mem::take(&mut *self.script.asked.lock().unwrap())
     }
 }
@@ -284,7 +296,7 @@ fn configured(case: &Case, base: &str, http: &str) -> Kind {
     config.sinks.remove(0).kind
 }
 
-fn open(case: &Case, base: &str, http: &str) -> Arc<dyn Sink> {
+pub(crate) fn open(case: &Case, base: &str, http: &str) -> Arc<dyn Sink> {
     let configured = runbell::sink::Configured {
         name: "s".to_owned(),
         kind: configured(case, base, http),
@@ -319,7 +331,7 @@ fn notice_of(body: &str) -> Notice {
     render::notice("r", "s", event, now, marks)
 }
 
-fn failed(instance: &str, document: &str) -> Notice {
+pub(crate) fn failed(instance: &str, document: &str) -> Notice {
     let body = json!({
         "commandId": "0b6b5a5c-0000-4c1e-8d3b-2f0f3a9c1d11", "documentName": document,
         "instanceId": instance, "status": "Failed", "detailedStatus": "Failed",
@@ -328,7 +340,7 @@ fn failed(instance: &str, document: &str) -> Notice {
     notice_of(&body.to_string())
 }
 
-async fn send(sink: &dyn Sink, notice: &Notice) -> Verdict {
+pub(crate) async fn send(sink: &dyn Sink, notice: &Notice) -> Verdict {
     let mut verdicts = sink.send(std::slice::from_ref(notice)).await;
     assert_eq!(verdicts.len(), 1);
     verdicts.remove(0)
@@ -536,7 +548,7 @@ async fn a_webhook_is_signed_and_its_id_is_the_same_at_every_try() {
 }
 
 #[tokio::test]
-async fn an_incident_begins_and_ends_under_one_key() {
+async fn a_success_is_a_change_and_an_incident_ends_when_another_end_is_told() {
     let case = CASES.iter().find(|case| case.kind == "pagerduty").unwrap();
     let service = Service::start().await;
     let sink = open(case, &service.base, "");
@@ -552,9 +564,12 @@ async fn an_incident_begins_and_ends_under_one_key() {
     for _ in 0..3 {
         service.will_answer(202, "{}");
     }
-    for word in ["InProgress", "Failed", "Success"] {
+    for word in ["Success", "Failed"] {
         assert_eq!(send(&*sink, &status(word)).await.word(), "sent");
     }
+    let mut after_all = status("Success");
+    after_all.marks.conflict = true;
+    assert_eq!(send(&*sink, &after_all).await.word(), "sent");
     let asked = service.asked();
     assert_eq!(asked[0].uri.path(), "/v2/change/enqueue");
     assert_eq!(asked[1].uri.path(), "/v2/enqueue");

@@ -112,6 +112,23 @@ pub trait Vendor: Send + Sync + 'static {
         None
     }
 
+    /// Whether a message, once sent, can be answered or edited. Then [`Vendor::call`] heeds the
+    /// notice's thread, and verdicts of success say the id of the message.
+    fn keeps_threads(&self) -> bool {
+        false
+    }
+
+    /// The call that puts a notice in the place of the message that an earlier one became.
+    fn edit(&self, _notice: &Notice, _message: &str) -> Option<Call> {
+        None
+    }
+
+    /// Whether an answer says that the message which was to be edited or answered is no more, or no
+    /// longer open to it.
+    fn is_gone(&self, _answer: &Answer) -> bool {
+        false
+    }
+
     /// Whether it has a place for a notice that tells of many events at once.
     fn takes_digests(&self) -> bool {
         true
@@ -279,11 +296,42 @@ impl HttpSink {
     }
 
     async fn bring(&self, notice: &Notice) -> Verdict {
-        let verdict = self
+        let Some(message) = &notice.thread else {
+            return self.post(notice).await.verdict;
+        };
+        let anew = Notice {
+            thread: None,
+            ..notice.clone()
+        };
+        if let Some(digest) = &notice.digest
+            && let Some(edit) = self.vendor.edit(notice, message)
+        {
+            let edited = self.attempt(edit).await;
+            match edited.verdict {
+                // An edit calls nobody: bad news is told besides.
+                Verdict::Sent { .. } if digest.has_news => {}
+                Verdict::Sent { .. } => return sent_to(message),
+                Verdict::Refused { content: true, .. } => return self.post(&anew).await.verdict,
+                _ if edited.is_gone => return self.post(&anew).await.verdict,
+                verdict => return verdict,
+            }
+        }
+        let posted = self.post(notice).await;
+        match posted.verdict {
+            Verdict::Sent { .. } => sent_to(message),
+            _ if posted.is_gone => self.post(&anew).await.verdict,
+            verdict => verdict,
+        }
+    }
+
+    /// Sends a notice as a message of its own; one whose form is refused as plain text.
+    async fn post(&self, notice: &Notice) -> Attempt {
+        let attempt = self
             .attempt(self.vendor.call(notice, self.clock.now()))
             .await;
         // A notice is never lost to its looks.
-        if let Verdict::Refused { content: true, why } = &verdict
+        if let Verdict::Refused { content: true, why } = &attempt.verdict
+            && !attempt.is_gone
             && let Some(plain) = self.vendor.plain(notice, self.clock.now())
         {
             tracing::warn!(
@@ -292,10 +340,10 @@ impl HttpSink {
             );
             return self.attempt(plain).await;
         }
-        verdict
+        attempt
     }
 
-    async fn attempt(&self, call: Call) -> Verdict {
+    async fn attempt(&self, call: Call) -> Attempt {
         if let Some(pace) = &self.pace {
             let at = pace.take(self.clock.now());
             self.clock.sleep_until(at).await;
@@ -307,9 +355,9 @@ impl HttpSink {
         {
             Ok(client) => client,
             Err(error) => {
-                return Verdict::Broken {
+                return Attempt::failed(Verdict::Broken {
                     why: causes(&error.without_url()),
-                };
+                });
             }
         };
         let request = client
@@ -317,8 +365,11 @@ impl HttpSink {
             .headers(call.headers)
             .body(call.body);
         match self.answer(request).await {
-            Ok(answer) => self.vendor.verdict(&answer),
-            Err(error) => trouble(error),
+            Ok(answer) => Attempt {
+                verdict: self.vendor.verdict(&answer),
+                is_gone: self.vendor.is_gone(&answer),
+            },
+            Err(error) => Attempt::failed(trouble(error)),
         }
     }
 
@@ -340,6 +391,28 @@ impl HttpSink {
             retry_after,
             body: String::from_utf8_lossy(&body).into_owned(),
         })
+    }
+}
+
+/// What came of one call.
+struct Attempt {
+    verdict: Verdict,
+    /// What it referred to is no more.
+    is_gone: bool,
+}
+
+impl Attempt {
+    const fn failed(verdict: Verdict) -> Self {
+        Self {
+            verdict,
+            is_gone: false,
+        }
+    }
+}
+
+fn sent_to(message: &str) -> Verdict {
+    Verdict::Sent {
+        remote_id: Some(message.to_owned()),
     }
 }
 
@@ -372,6 +445,10 @@ impl Sink for HttpSink {
     fn free_at(&self) -> Timestamp {
         let pace = self.pace.as_ref();
         pace.map_or(Timestamp::MIN, |pace| pace.free_at(self.clock.now()))
+    }
+
+    fn keeps_threads(&self) -> bool {
+        self.vendor.keeps_threads()
     }
 
     fn preview(&self, notice: &Notice) -> String {

@@ -123,10 +123,14 @@ impl Tables<'_> {
         let when_early = match owed.hold.release {
             Release::First => now,
             Release::AfterFirst if started => now,
-            Release::AtEnd | Release::AfterFirst | Release::Never => at_end,
+            Release::AtEnd | Release::AfterFirst | Release::Never | Release::WhenOver(_) => at_end,
+        };
+        let look_at = match owed.hold.release {
+            Release::WhenOver(wait) => nanos(later(received_at, wait)).min(at_end),
+            _ => when_early,
         };
         let goes_early = owed.hold.release != Release::Never;
-        let (lane, early, due_at): (i64, bool, Option<i64>) = self
+        let (lane, early, due_at, is_new): (i64, bool, Option<i64>, bool) = self
             .connection
             .prepare_cached(
                 "INSERT INTO lane (kind, number, instance, route, sink, due_at, early)
@@ -136,7 +140,8 @@ impl Tables<'_> {
                      coalesce(due_at, 9223372036854775807),
                      max(not_before, CASE WHEN early AND ?8 THEN ?6 ELSE ?7 END)) END,
                    early = early AND ?8
-                 RETURNING id, early, due_at",
+                 RETURNING id, early, due_at,
+                   ?9 AND epoch = 0 AND NOT EXISTS (SELECT 1 FROM waiting WHERE lane = lane.id)",
             )?
             .query_row(
                 params![
@@ -145,13 +150,19 @@ impl Tables<'_> {
                     lane.instance,
                     route,
                     sink,
-                    when_early,
+                    look_at,
                     at_end,
-                    goes_early
+                    goes_early,
+                    matches!(owed.hold.release, Release::WhenOver(_))
                 ],
-                |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+                |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
             )?;
-        let release_at = if early { when_early } else { at_end };
+        let release_at = match owed.hold.release {
+            // That something has begun is told soon.
+            Release::WhenOver(_) if is_new => look_at,
+            _ if early => when_early,
+            _ => at_end,
+        };
         if early && owed.hold.release == Release::First {
             // A terminal status that came first waits for this one alone.
             self.connection

@@ -4,17 +4,15 @@ use jiff::Timestamp;
 use rusqlite::{OptionalExtension as _, params};
 
 use super::append::KIND_DIGEST;
+use super::digest::Batch;
 use super::read::{RawEvent, raw_event};
 use super::tables::{Tables, earliest_release, nanos};
-use crate::delivery::{Digest, SortKey, from_nanos};
+use crate::delivery::{SortKey, from_nanos};
 use crate::event::Status;
 use crate::store::{Lane, LaneId, Leased, Waiting};
 
 /// How many bytes of messages a lease takes at most, beyond the first.
 const LARGEST: usize = 4 << 20;
-
-/// How many instances that did not end well a digest names at most.
-const MOST_TROUBLED: i64 = 100;
 
 /// How far the clock may go back before it counts as set back.
 const SLACK: i64 = 1_000_000_000;
@@ -29,9 +27,11 @@ pub(super) struct RawLeased {
 struct RawLane {
     lane: Lane,
     waiting: Taken,
+    /// What said last of the whole command.
+    summary: Option<RawEvent>,
 }
 
-struct RawWaiting {
+pub(super) struct RawWaiting {
     key: SortKey,
     event: i64,
     alone: bool,
@@ -42,24 +42,25 @@ struct RawWaiting {
     high_then: Option<SortKey>,
     progress: Option<String>,
     terminal_sent: bool,
+    thread: Option<String>,
 }
 
 /// Deliveries with their events.
-type Taken = Vec<(RawWaiting, RawEvent)>;
+pub(super) type Taken = Vec<(RawWaiting, RawEvent)>;
 
-struct Due {
-    lane: i64,
+pub(super) struct Due {
+    pub(super) lane: i64,
     kind: i64,
-    number: i64,
-    batch_upto: Option<Vec<u8>>,
-    route: i64,
+    pub(super) number: i64,
+    pub(super) batch_upto: Option<Vec<u8>>,
+    pub(super) route: i64,
     epoch: i64,
     high: Option<SortKey>,
-    not_before: i64,
+    pub(super) not_before: i64,
 }
 
 /// How much more a lease may take.
-struct Room {
+pub(super) struct Room {
     deliveries: usize,
     bytes: usize,
 }
@@ -94,12 +95,18 @@ impl RawLane {
                 tries: raw.tries,
                 failing_since: raw.failing_since.map(from_nanos),
                 progress: raw.progress,
+                thread: raw.thread,
             }
         });
-        Lane {
+        let mut lane = Lane {
             waiting: waiting.collect(),
             ..self.lane
+        };
+        if let (Some(digest), Some(summary)) = (&mut lane.digest, self.summary) {
+            let event = summary.read().event;
+            digest.count_unheard(event.command().map_or(0, |it| it.instances.len()));
         }
+        lane
     }
 }
 
@@ -125,10 +132,14 @@ impl Tables<'_> {
             bytes: LARGEST,
         };
         for due in self.due_lanes(sink, nanos(now), limit)? {
-            let (waiting, digest) = if due.kind == KIND_DIGEST {
+            let Batch {
+                waiting,
+                digest,
+                summary,
+            } = if due.kind == KIND_DIGEST {
                 self.batch(&due, sink, nanos(now), &mut room)?
             } else {
-                (self.prefix(&due, sink, nanos(now), &mut room)?, None)
+                Batch::plain(self.prefix(&due, sink, nanos(now), &mut room)?)
             };
             let Some((last, _)) = waiting.last() else {
                 // It was due too early; say when it really is.
@@ -153,6 +164,7 @@ impl Tables<'_> {
                     digest,
                 },
                 waiting,
+                summary,
             });
             if room.deliveries == 0 || room.bytes == 0 {
                 break;
@@ -210,7 +222,13 @@ impl Tables<'_> {
 
     /// What of a lane may go. What goes alone neither waits for its turn nor brings others along;
     /// of the rest, everything goes up to a delivery whose release has come.
-    fn prefix(&self, due: &Due, sink: i64, now: i64, room: &mut Room) -> rusqlite::Result<Taken> {
+    fn prefix(
+        &mut self,
+        due: &Due,
+        sink: i64,
+        now: i64,
+        room: &mut Room,
+    ) -> rusqlite::Result<Taken> {
         let mut found = self.alone(due, now, room)?;
         if due.not_before <= now {
             let in_turn = rows(room.deliveries.saturating_sub(found.len()));
@@ -233,7 +251,12 @@ impl Tables<'_> {
     }
 
     /// What of a lane goes by itself.
-    fn alone(&self, due: &Due, now: i64, room: &Room) -> rusqlite::Result<Vec<RawWaiting>> {
+    pub(super) fn alone(
+        &self,
+        due: &Due,
+        now: i64,
+        room: &Room,
+    ) -> rusqlite::Result<Vec<RawWaiting>> {
         self.connection
             .prepare_cached(
                 "SELECT sort_key, event, alone, tries, failing_since, resent, possible_repeat,
@@ -244,78 +267,9 @@ impl Tables<'_> {
             .collect()
     }
 
-    /// The batch of a digest, by its last delivery, which stands for all before it. A batch that was
-    /// tried before stays what it was.
-    fn batch(
-        &self,
-        due: &Due,
-        sink: i64,
-        now: i64,
-        room: &mut Room,
-    ) -> rusqlite::Result<(Taken, Option<Digest>)> {
-        let alone = self.alone(due, now, room)?;
-        if !alone.is_empty() || due.not_before > now {
-            return Ok((self.take(alone, due, sink, room)?, None));
-        }
-        let last = self
-            .connection
-            .prepare_cached(
-                "SELECT sort_key, event, alone, tries, failing_since, resent, possible_repeat,
-                   progress, high_then FROM waiting
-                 WHERE lane = ?1 AND alone = 0 AND sort_key <= coalesce(?3, (
-                   SELECT max(sort_key) FROM waiting
-                   WHERE lane = ?1 AND alone = 0 AND release_at <= ?2))
-                 ORDER BY sort_key DESC LIMIT 1",
-            )?
-            .query_row(params![due.lane, now, due.batch_upto], raw_waiting)
-            .optional()?;
-        let Some(last) = last else {
-            return Ok((Vec::new(), None));
-        };
-        let digest = self.digest(due.number)?;
-        Ok((self.take(vec![last], due, sink, room)?, Some(digest)))
-    }
-
-    /// How a command stands.
-    fn digest(&self, command_no: i64) -> rusqlite::Result<Digest> {
-        let mut digest = Digest::default();
-        let mut statement = self.connection.prepare_cached(
-            "SELECT ended, count(*) FROM (
-               SELECT CASE WHEN max(status = 'Failed') THEN 'Failed'
-                 WHEN max(status = 'TimedOut') THEN 'TimedOut'
-                 WHEN max(status = 'Cancelled') THEN 'Cancelled'
-                 WHEN max(status = 'Success') THEN 'Success' ELSE 'InProgress' END AS ended
-               FROM step WHERE command_no = ?1 AND instance <> '' GROUP BY instance)
-             GROUP BY ended",
-        )?;
-        let mut rows = statement.query([command_no])?;
-        while let Some(row) = rows.next()? {
-            let count = row.get::<_, i64>(1)?.unsigned_abs();
-            match Status::parse(row.get_ref(0)?.as_str()?) {
-                Status::Success => digest.succeeded = count,
-                Status::Failed => digest.failed = count,
-                Status::TimedOut => digest.timed_out = count,
-                Status::Cancelled => digest.cancelled = count,
-                Status::InProgress | Status::Other(_) => digest.running += count,
-            }
-        }
-        digest.troubled = self
-            .connection
-            .prepare_cached(
-                "SELECT instance, status FROM step WHERE command_no = ?1 AND instance <> ''
-                   AND status IN ('Failed', 'TimedOut', 'Cancelled')
-                 ORDER BY event_time DESC, instance LIMIT ?2",
-            )?
-            .query_map([command_no, MOST_TROUBLED], |row| {
-                Ok((row.get(0)?, Status::parse(row.get_ref(1)?.as_str()?)))
-            })?
-            .collect::<rusqlite::Result<_>>()?;
-        Ok(digest)
-    }
-
     /// Deliveries with their events, as many as there is room for.
-    fn take(
-        &self,
+    pub(super) fn take(
+        &mut self,
         found: Vec<RawWaiting>,
         due: &Due,
         sink: i64,
@@ -336,7 +290,7 @@ impl Tables<'_> {
 
     /// A delivery with its event, and what is known of others that told the same.
     fn with_event(
-        &self,
+        &mut self,
         mut row: RawWaiting,
         due: &Due,
         sink: i64,
@@ -355,6 +309,10 @@ impl Tables<'_> {
         };
         if high.as_ref().is_some_and(|high| row.key < *high) {
             row.terminal_sent = self.is_ended(&event, due.route, sink)?;
+        }
+        if let Some(command_no) = event.command_no {
+            let thread = self.thread(sink, due.route, command_no)?;
+            row.thread = thread.map(|(message, _)| message);
         }
         Ok((row, event))
     }
@@ -410,7 +368,7 @@ impl Tables<'_> {
     }
 }
 
-fn raw_waiting(row: &rusqlite::Row<'_>) -> rusqlite::Result<RawWaiting> {
+pub(super) fn raw_waiting(row: &rusqlite::Row<'_>) -> rusqlite::Result<RawWaiting> {
     Ok(RawWaiting {
         key: SortKey::from_bytes(row.get(0)?),
         event: row.get(1)?,
@@ -422,6 +380,7 @@ fn raw_waiting(row: &rusqlite::Row<'_>) -> rusqlite::Result<RawWaiting> {
         progress: row.get(7)?,
         high_then: row.get::<_, Option<Vec<u8>>>(8)?.map(SortKey::from_bytes),
         terminal_sent: false,
+        thread: None,
     })
 }
 

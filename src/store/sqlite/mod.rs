@@ -24,6 +24,7 @@ use crate::clock::earlier;
 use crate::sns::KnownCertificate;
 
 mod append;
+mod digest;
 mod faults;
 mod lease;
 mod read;

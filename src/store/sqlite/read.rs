@@ -23,7 +23,7 @@ const EVENT: &str = "event.id, (SELECT text FROM name WHERE name.id = event.topi
 
 /// An event's row.
 pub(super) struct RawEvent {
-    id: i64,
+    pub(super) id: i64,
     topic: String,
     sns_time: i64,
     message_id: String,

@@ -105,6 +105,14 @@ CREATE TABLE dead (
   tries INTEGER NOT NULL,
   answer TEXT
 );
+CREATE TABLE thread (
+  command_no INTEGER NOT NULL,
+  sink INTEGER NOT NULL,
+  route INTEGER NOT NULL,
+  message TEXT NOT NULL,
+  told_upto INTEGER NOT NULL,
+  PRIMARY KEY (command_no, sink, route)
+) WITHOUT ROWID;
 CREATE TABLE sink (name INTEGER PRIMARY KEY, paused_until INTEGER);
 CREATE TABLE tally (
   sink INTEGER NOT NULL,

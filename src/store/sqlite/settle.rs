@@ -80,6 +80,9 @@ impl Tables<'_> {
             return Ok(false);
         };
         self.insert_outcome(settled.event.0, lane.route, lane.sink, settled)?;
+        if let Some(message) = &settled.thread {
+            self.keep_thread(lane.sink, lane.route, settled.event.0, id, message)?;
+        }
         let book = self.book(lane.sink, settled.at);
         match settled.outcome {
             Outcome::Sent => book.sent += 1,

@@ -15,6 +15,8 @@ pub(super) struct Known {
     names: HashMap<Arc<str>, i64>,
     texts: HashMap<i64, Arc<str>>,
     commands: HashMap<String, i64>,
+    /// Whether a sink has threads at all.
+    threaded: HashMap<i64, bool>,
     /// The latest time that a lease was asked at.
     pub(super) latest: i64,
 }
@@ -132,6 +134,59 @@ impl<'t> Tables<'t> {
         }
         self.known.commands.insert(id.to_owned(), number);
         Ok(number)
+    }
+
+    /// What a sink calls the message to which notices of a command refer, and up to which event it
+    /// has been told of.
+    pub(super) fn thread(
+        &mut self,
+        sink: i64,
+        route: i64,
+        command_no: i64,
+    ) -> rusqlite::Result<Option<(String, i64)>> {
+        if !self.known.threaded.contains_key(&sink) {
+            let found = self
+                .connection
+                .prepare_cached("SELECT EXISTS (SELECT 1 FROM thread WHERE sink = ?1)")?
+                .query_row([sink], |row| row.get(0))?;
+            self.known.threaded.insert(sink, found);
+        }
+        if self.known.threaded.get(&sink) != Some(&true) {
+            return Ok(None);
+        }
+        self.connection
+            .prepare_cached(
+                "SELECT message, told_upto FROM thread
+                 WHERE sink = ?1 AND route = ?2 AND command_no = ?3",
+            )?
+            .query_row([sink, route, command_no], |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })
+            .optional()
+    }
+
+    /// Remembers the message to which later notices of an event's command refer. All that had
+    /// arrived when `lane` was leased has been told with it.
+    pub(super) fn keep_thread(
+        &mut self,
+        sink: i64,
+        route: i64,
+        event: i64,
+        lane: i64,
+        message: &str,
+    ) -> rusqlite::Result<()> {
+        self.connection
+            .prepare_cached(
+                "INSERT INTO thread (sink, route, command_no, message, told_upto)
+                 SELECT ?1, ?2, command_no, ?5,
+                   coalesce((SELECT leased_at_event FROM lane WHERE id = ?4), ?3)
+                 FROM event WHERE id = ?3 AND command_no IS NOT NULL
+                 ON CONFLICT DO UPDATE SET message = excluded.message,
+                   told_upto = max(told_upto, excluded.told_upto)",
+            )?
+            .execute(params![sink, route, event, lane, message])?;
+        self.known.threaded.insert(sink, true);
+        Ok(())
     }
 
     /// Forgets the commands: some of them were deleted.

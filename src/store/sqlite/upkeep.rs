@@ -8,7 +8,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use super::read::{dead_condition, subscription};
 use super::tables::{Tables, nanos};
-use crate::delivery::{Marks, Outcome, SortKey};
+use crate::delivery::{Outcome, SortKey};
 use crate::sns::KnownCertificate;
 use crate::store::{DeadSelection, EventId, LaneId, Settled, Settlement, Subscription};
 
@@ -102,16 +102,10 @@ impl Tables<'_> {
             });
         };
         let dead = |row: &rusqlite::Row<'_>| {
+            let key = SortKey::from_bytes(row.get(1)?);
             Ok(Settled {
-                event: EventId(row.get(0)?),
-                key: SortKey::from_bytes(row.get(1)?),
-                outcome: Outcome::Dead,
-                at: now,
-                marks: Marks::default(),
                 answer: Some("given up by hand".to_owned()),
-                again_at: None,
-                failing_since: None,
-                progress: None,
+                ..Settled::new(EventId(row.get(0)?), key, Outcome::Dead, now)
             })
         };
         let results = self
@@ -144,17 +138,8 @@ impl Tables<'_> {
     ) -> rusqlite::Result<Step> {
         let graves = self.graves(selection, after)?;
         for grave in &graves {
-            let dropped = Settled {
-                event: EventId(grave.event),
-                key: SortKey::from_bytes(grave.sort_key.clone()),
-                outcome: Outcome::Dropped,
-                at: now,
-                marks: Marks::default(),
-                answer: None,
-                again_at: None,
-                failing_since: None,
-                progress: None,
-            };
+            let key = SortKey::from_bytes(grave.sort_key.clone());
+            let dropped = Settled::new(EventId(grave.event), key, Outcome::Dropped, now);
             self.insert_outcome(grave.event, grave.route, grave.sink, &dropped)?;
             self.unbury(grave.id)?;
             let book = self.book(grave.sink, now);
@@ -314,6 +299,9 @@ impl Tables<'_> {
                     "DELETE FROM lane WHERE kind IN (0, 1, 4) AND number = ?1
                      AND NOT EXISTS (SELECT 1 FROM waiting WHERE waiting.lane = lane.id)",
                 )?
+                .execute([command_no])?;
+            connection
+                .prepare_cached("DELETE FROM thread WHERE command_no = ?1")?
                 .execute([command_no])?;
         }
         Ok(())

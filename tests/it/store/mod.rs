@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use runbell::delivery::{Hold, LaneKey, Leading, Marks, Outcome, Owed, Release, SortKey};
+use runbell::delivery::{Hold, LaneKey, Leading, Outcome, Owed, Release, SortKey};
 use runbell::event::{EnvelopeKind, Event, Source};
 use runbell::store::{
     Append, Appended, DeadSelection, EventId, EventQuery, Lane, Settled, Settlement, Store,
@@ -106,15 +106,11 @@ fn instances(lanes: &[Lane]) -> Vec<String> {
 
 pub(crate) fn settled(lane: &Lane, outcome: &Outcome, second: i64) -> Settlement {
     let results = lane.waiting.iter().map(|one| Settled {
-        event: one.event_id,
-        key: one.key.clone(),
-        outcome: outcome.clone(),
-        at: at(second),
-        marks: Marks::default(),
         answer: Some("answer".to_owned()),
         again_at: (*outcome == Outcome::Parked).then(|| at(second + 60)),
         failing_since: outcome.waits().then(|| at(second)),
         progress: outcome.waits().then(|| "half".to_owned()),
+        ..Settled::new(one.event_id, one.key.clone(), outcome.clone(), at(second))
     });
     Settlement {
         lane: lane.id,
@@ -588,6 +584,40 @@ async fn instance_order_waits_only_where_something_can_come_first() {
         let expected: Vec<_> = arrivals.iter().map(|(.., second)| Some(*second)).collect();
         assert_eq!(left, expected, "{name}");
     }
+}
+
+#[tokio::test]
+async fn what_a_message_is_called_comes_with_all_that_follows_of_its_command() {
+    let mut store = TestStore::open();
+    let threads = |lanes: &[Lane]| -> Vec<Option<String>> {
+        let waiting = lanes.iter().flat_map(|lane| &lane.waiting);
+        waiting.map(|one| one.thread.clone()).collect()
+    };
+    {
+        let store = store.handle();
+        arrives(&*store, event("m-1", "i-1", "Success", 1), 1).await;
+        let lanes = lease(&*store, 8).await;
+        assert_eq!(threads(&lanes), [None]);
+        let mut sent = settled(&lanes[0], &Outcome::Sent, 8);
+        sent.results[0].thread = Some("C1:17".to_owned());
+        store.settle(vec![sent]).await.unwrap();
+    }
+    store.reopen().await;
+    let store = store.handle();
+    // Another sink of the same route has a thread of its own, or none.
+    let event_2 = event("m-2", "i-2", "Success", 2);
+    let both = ["s", "t"].map(|sink| owed(&event_2, sink, LaneKey::Instance, 0));
+    stored(&*store, event_2, both.to_vec(), 9).await;
+    let lanes = lease(&*store, 9).await;
+    assert_eq!(threads(&lanes), [Some("C1:17".to_owned())]);
+    let other = store.lease("t", at(9), 100).await.unwrap().lanes;
+    assert_eq!(threads(&other), [None]);
+    let mut anew = settled(&lanes[0], &Outcome::Sent, 9);
+    anew.results[0].thread = Some("C1:99".to_owned());
+    store.settle(vec![anew]).await.unwrap();
+    arrives(&*store, event("m-3", "i-3", "Success", 3), 10).await;
+    let lanes = lease(&*store, 20).await;
+    assert_eq!(threads(&lanes), [Some("C1:99".to_owned())]);
 }
 
 #[tokio::test]
