@@ -59,6 +59,15 @@ impl Clock {
         }
     }
 
+    /// Whether somebody waits for a clock that is moved by hand, and nothing happens until it moves.
+    #[must_use]
+    pub fn is_awaited(&self) -> bool {
+        match &self.0 {
+            Source::System => false,
+            Source::ByHand(time) => time.receiver_count() > 0,
+        }
+    }
+
     /// Returns at `deadline` or soon after. A wall clock that jumps is noticed within a second; when
     /// it is set back, this returns early, since the deadline came from a time that never was.
     pub async fn sleep_until(&self, deadline: Timestamp) {

@@ -11,6 +11,7 @@
 mod attacks;
 mod crash;
 mod deliver;
+mod fleet;
 mod floors;
 mod harness;
 mod order;
