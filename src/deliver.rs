@@ -243,6 +243,7 @@ impl Worker {
             if notices.is_empty() {
                 break;
             }
+            let asked_at = self.clock.now();
             let mut verdicts = self.sink.send(&notices).await;
             tracing::trace!(target: "runbell::point", "sent");
             verdicts.resize_with(notices.len(), no_verdict);
@@ -257,7 +258,8 @@ impl Worker {
                 if rests_until.is_some() && verdict.is_of_the_sink() {
                     continue;
                 }
-                let (settled, rests) = self.judge(going, notice, verdict, now);
+                let (mut settled, rests) = self.judge(going, notice, verdict, now);
+                settled.took = Some(since(asked_at, now));
                 rests_until = rests_until.max(rests);
                 load.record(going, settled);
             }
@@ -327,6 +329,7 @@ impl Worker {
             at: now,
             marks,
             answer,
+            took: None,
             again_at: next.again_at,
             failing_since: next.history.failing_since,
             progress,

@@ -155,8 +155,10 @@ fn show(shown: &wire::EventShown) -> Result<(), Stop> {
         for outcome in &delivery.history {
             let marks = outcome.marks.join(", ");
             let answer = output::or_dash(outcome.answer.as_deref());
+            let took = outcome.took_seconds;
+            let took = took.map_or_else(String::new, |took| format!("{:.0} ms", took * 1000.0));
             output::line(&format!(
-                "  {}  {:<9}  {marks}  {answer}",
+                "  {}  {:<9}  {took:>8}  {marks}  {answer}",
                 output::time(outcome.at),
                 outcome.result
             ))?;

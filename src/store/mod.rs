@@ -162,6 +162,8 @@ pub struct Settled {
     pub marks: Marks,
     /// What the sink answered, trimmed.
     pub answer: Option<String>,
+    /// How long the sink took for it, if it was asked.
+    pub took: Option<Duration>,
     /// When a parked delivery is tried again.
     pub again_at: Option<Timestamp>,
     /// When the first failure of notice scope was, if it waits on.
@@ -183,6 +185,7 @@ impl Settled {
             at,
             marks: Marks::default(),
             answer: None,
+            took: None,
             again_at: None,
             failing_since: None,
             progress: None,
@@ -286,6 +289,8 @@ pub struct PastOutcome {
     pub marks: Marks,
     /// What the sink answered.
     pub answer: Option<String>,
+    /// How long the sink took for it, if it was asked.
+    pub took: Option<Duration>,
 }
 
 /// A delivery that was given up.

@@ -729,4 +729,20 @@ async fn a_sink_that_asks_for_a_rest_gets_it_and_then_everything_in_order() {
         asked[0].headers["webhook-id"],
         asked[1].headers["webhook-id"]
     );
+    let history = until("both attempts", async || {
+        let (_, shown) = runbell.admin("/api/v1/events/1").await;
+        let shown: Value = serde_json::from_str(&shown).unwrap();
+        let deliveries = shown["deliveries"].as_array().unwrap();
+        let hook = deliveries.iter().find(|it| it["sink"] == "hook").unwrap();
+        let history = hook["history"].as_array().unwrap().clone();
+        (history.len() == 2).then_some(history)
+    })
+    .await;
+    let results = [&history[0]["result"], &history[1]["result"]];
+    assert_eq!(results, ["retry", "sent"]);
+    assert_eq!(history[0]["answer"], "429");
+    for attempt in &history {
+        let took = attempt["took_seconds"].as_f64().unwrap();
+        assert!(took > 0.0 && took < 15.0, "{attempt}");
+    }
 }

@@ -7,7 +7,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params, params_from_iter
 use secrecy::SecretString;
 
 use super::append::envelope;
-use super::settle::marks;
+use super::settle::{marks, took};
 use crate::delivery::{Outcome, from_nanos};
 use crate::event::{Event, Source};
 use crate::sns::{KnownCertificate, TopicArn};
@@ -167,7 +167,7 @@ pub(super) fn event(
         outcomes: Vec::new(),
     };
     let mut statement = connection.prepare_cached(
-        "SELECT r.text, s.text, at, result, marks, late, answer FROM outcome
+        "SELECT r.text, s.text, at, result, marks, late, answer, took FROM outcome
          JOIN name r ON r.id = route JOIN name s ON s.id = sink WHERE event = ?1 ORDER BY n",
     )?;
     let mut rows = statement.query([id.0])?;
@@ -179,6 +179,7 @@ pub(super) fn event(
             outcome: Outcome::from_word(&result).unwrap_or(Outcome::Retry),
             marks: marks(row.get(4)?, row.get(5)?),
             answer: row.get(6)?,
+            took: took(row.get(7)?),
         };
         deliveries
             .entry((route.clone(), sink.clone()))

@@ -90,6 +90,7 @@ CREATE TABLE outcome (
   marks INTEGER NOT NULL,
   late INTEGER,
   answer TEXT,
+  took INTEGER,
   PRIMARY KEY (event, route, sink, n)
 ) WITHOUT ROWID;
 CREATE TABLE dead (

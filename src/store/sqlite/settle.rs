@@ -1,5 +1,7 @@
 //! Recording what became of leased lanes, and giving them back.
 
+use std::time::Duration;
+
 use rusqlite::{OptionalExtension as _, params};
 
 use super::tables::{Tables, earliest_release, nanos};
@@ -111,10 +113,10 @@ impl Tables<'_> {
             let key = last.key.as_bytes();
             self.connection
                 .prepare_cached(&format!(
-                    "INSERT INTO outcome (event, route, sink, n, at, result, marks, late, answer)
+                    "INSERT INTO outcome (event, route, sink, n, at, result, marks, late, answer, took)
                      SELECT event, ?3, ?4, coalesce((SELECT max(n) FROM outcome AS before
                          WHERE before.event = waiting.event AND route = ?3 AND sink = ?4), 0) + 1,
-                       ?5, ?6, 0, NULL, ?7 FROM waiting WHERE {of_batch}"
+                       ?5, ?6, 0, NULL, ?7, ?8 FROM waiting WHERE {of_batch}"
                 ))?
                 .execute(params![
                     id,
@@ -123,7 +125,8 @@ impl Tables<'_> {
                     lane.sink,
                     nanos(last.at),
                     last.outcome.word(),
-                    last.answer
+                    last.answer,
+                    took_nanos(last)
                 ])?;
             if last.outcome == Outcome::Dead {
                 self.connection
@@ -228,8 +231,8 @@ impl Tables<'_> {
             .map(|late| i64::try_from(late.as_nanos()).unwrap_or(i64::MAX));
         self.connection
             .prepare_cached(
-                "INSERT INTO outcome (event, route, sink, n, at, result, marks, late, answer)
-                 SELECT ?1, ?2, ?3, coalesce(max(n), 0) + 1, ?4, ?5, ?6, ?7, ?8 FROM outcome
+                "INSERT INTO outcome (event, route, sink, n, at, result, marks, late, answer, took)
+                 SELECT ?1, ?2, ?3, coalesce(max(n), 0) + 1, ?4, ?5, ?6, ?7, ?8, ?9 FROM outcome
                  WHERE event = ?1 AND route = ?2 AND sink = ?3",
             )?
             .execute(params![
@@ -241,6 +244,7 @@ impl Tables<'_> {
                 mark_bits(&settled.marks),
                 late,
                 settled.answer,
+                took_nanos(settled),
             ])?;
         Ok(())
     }
@@ -293,10 +297,20 @@ fn mark_bits(marks: &Marks) -> i64 {
     .sum()
 }
 
+fn took_nanos(settled: &Settled) -> Option<i64> {
+    let nanos = settled.took?.as_nanos();
+    Some(i64::try_from(nanos).unwrap_or(i64::MAX))
+}
+
+/// The time that [`took_nanos`] made into a number.
+pub(super) fn took(nanos: Option<i64>) -> Option<Duration> {
+    nanos.map(|nanos| Duration::from_nanos(nanos.unsigned_abs()))
+}
+
 /// The marks that [`mark_bits`] made into a number.
 pub(super) fn marks(bits: i64, late: Option<i64>) -> Marks {
     Marks {
-        late: late.map(|nanos| std::time::Duration::from_nanos(nanos.unsigned_abs())),
+        late: late.map(|nanos| Duration::from_nanos(nanos.unsigned_abs())),
         repeat: bits & REPEAT != 0,
         possible_repeat: bits & POSSIBLE_REPEAT != 0,
         resent: bits & RESENT != 0,

@@ -126,6 +126,8 @@ pub struct Outcome {
     pub late_seconds: Option<f64>,
     /// What the sink answered.
     pub answer: Option<String>,
+    /// How long the sink took for it, if it was asked.
+    pub took_seconds: Option<f64>,
 }
 
 /// Dead letters, newest first.
@@ -373,6 +375,7 @@ impl From<store::PastOutcome> for Outcome {
                 .collect(),
             late_seconds: late.map(|late| late.as_secs_f64()),
             answer: past.answer,
+            took_seconds: past.took.map(|took| took.as_secs_f64()),
         }
     }
 }
