@@ -22,7 +22,7 @@ use crate::metrics::Metrics;
 use crate::render::Notice;
 use crate::retry::{self, Verdict};
 use crate::route::Routes;
-use crate::sink::Sink;
+use crate::sink::{Fallback, Sink};
 use crate::store::{Lane, Leased, Settled, Settlement, Store, StoreError};
 use crate::wake::Wake;
 
@@ -51,6 +51,8 @@ pub struct Worker {
     unsettled: Mutex<Vec<Settlement>>,
     /// The sink as a whole failed at the last attempt.
     in_trouble: AtomicBool,
+    /// Who brings what this sink cannot, and what wakes its worker.
+    fallback: Option<(Fallback, Wake)>,
 }
 
 /// What a worker needs from its surroundings.
@@ -89,6 +91,16 @@ impl Worker {
             metrics: around.metrics,
             unsettled: Mutex::default(),
             in_trouble: AtomicBool::default(),
+            fallback: None,
+        }
+    }
+
+    /// The same, with another sink that brings what this one cannot; `wake` wakes its worker.
+    #[must_use]
+    pub fn falling_back_to(self, fallback: Fallback, wake: Wake) -> Self {
+        Self {
+            fallback: Some((fallback, wake)),
+            ..self
         }
     }
 
@@ -198,7 +210,39 @@ impl Worker {
                 &error,
             );
         }
+        if let Ok(Leased {
+            in_trouble_since, ..
+        }) = &leased
+        {
+            self.in_trouble
+                .store(in_trouble_since.is_some(), Ordering::Relaxed);
+            self.hand_over(*in_trouble_since).await?;
+        }
         leased
+    }
+
+    /// Hands what waits to the fallback, if the sink has been in trouble for long.
+    async fn hand_over(&self, in_trouble_since: Option<Timestamp>) -> Result<(), StoreError> {
+        let now = self.clock.now();
+        let (Some((fallback, wake)), Some(since_when)) = (&self.fallback, in_trouble_since) else {
+            return Ok(());
+        };
+        if since(since_when, now) < fallback.after {
+            return Ok(());
+        }
+        let count = self.store.divert(&self.name, &fallback.to, now).await?;
+        if count > 0 {
+            tracing::warn!(
+                sink = &*self.name,
+                to = fallback.to,
+                count,
+                "a sink in trouble handed over what waits"
+            );
+            self.metrics
+                .delivered(&self.name, Outcome::Diverted.word(), count);
+            wake.at(now);
+        }
+        Ok(())
     }
 
     /// Keeps what was done until it is written down; whether something was kept before.
@@ -228,7 +272,8 @@ impl Worker {
         tracing::trace!(target: "runbell::point", "settling");
         self.store.settle(unsettled.clone()).await?;
         for settled in unsettled.drain(..).flat_map(|lane| lane.results) {
-            self.metrics.delivered(&self.name, settled.outcome.word());
+            self.metrics
+                .delivered(&self.name, settled.outcome.word(), 1);
         }
         Ok(())
     }
@@ -263,12 +308,15 @@ impl Worker {
                 rests_until = rests_until.max(rests);
                 load.record(going, settled);
             }
-            self.in_trouble
-                .store(rests_until.is_some(), Ordering::Relaxed);
+            let was_in_trouble = self
+                .in_trouble
+                .swap(rests_until.is_some(), Ordering::Relaxed);
+            if (rests_until.is_some() || was_in_trouble)
+                && let Err(error) = self.store.rest(&self.name, rests_until, now).await
+            {
+                self.complain("cannot let the sink rest", &error);
+            }
             if rests_until.is_some() {
-                if let Err(error) = self.store.rest(&self.name, rests_until).await {
-                    self.complain("cannot let the sink rest", &error);
-                }
                 break;
             }
         }
@@ -289,6 +337,14 @@ impl Worker {
         if going.alone && next.outcome == Outcome::Retry && next.sink_rests_until.is_none() {
             // It had no turn to lose, and takes none from others.
             next.outcome = Outcome::Parked;
+        }
+        let divert_to = self
+            .fallback
+            .as_ref()
+            .filter(|_| next.outcome == Outcome::Dead)
+            .map(|(fallback, _)| fallback.to.clone());
+        if divert_to.is_some() {
+            next.outcome = Outcome::Diverted;
         }
         let mut marks = notice.marks.clone();
         let mut thread = None;
@@ -334,6 +390,7 @@ impl Worker {
             failing_since: next.history.failing_since,
             progress,
             thread,
+            divert_to,
         };
         (settled, next.sink_rests_until)
     }

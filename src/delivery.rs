@@ -250,6 +250,8 @@ pub enum Outcome {
     Muted,
     /// An operator, or a reload, let it go.
     Dropped,
+    /// Another sink is to bring it in place of this one.
+    Diverted,
 }
 
 impl Outcome {
@@ -264,6 +266,7 @@ impl Outcome {
             Self::Redundant => "redundant",
             Self::Muted => "muted",
             Self::Dropped => "dropped",
+            Self::Diverted => "diverted",
         }
     }
 
@@ -278,6 +281,7 @@ impl Outcome {
             Self::Redundant,
             Self::Muted,
             Self::Dropped,
+            Self::Diverted,
         ]
         .into_iter()
         .find(|outcome| outcome.word() == word)
@@ -303,6 +307,8 @@ pub struct Marks {
     pub resent: bool,
     /// Another terminal status of the same thing is known, and it differs.
     pub conflict: bool,
+    /// The sink that could not bring it, in whose place this one does.
+    pub instead_of: Option<String>,
 }
 
 #[cfg(test)]

@@ -46,6 +46,7 @@ pub fn decide(candidate: &Candidate<'_>, high: Option<&SortKey>, send_redundant:
         repeat: candidate.repeat,
         possible_repeat: candidate.possible_repeat,
         resent: candidate.resent,
+        instead_of: None,
         conflict: candidate.conflict,
     };
     let overtaken = candidate.in_progress && candidate.ended && passed.is_some();

@@ -23,8 +23,8 @@ use crate::health::Readiness;
 use crate::metrics::Metrics;
 use crate::receive::{Parts, Receiver};
 use crate::route::Routes;
-use crate::sink::Sink;
 use crate::sink::http::Paces;
+use crate::sink::{Fallback, Sink};
 use crate::sns::{self, Verifier};
 use crate::store::sqlite::Sqlite;
 use crate::store::{self, Opened, Store, StoreError};
@@ -94,7 +94,7 @@ pub struct App {
     readiness: Readiness,
     routes: Arc<ArcSwap<Routes>>,
     receiver: Arc<Receiver>,
-    sinks: Vec<(String, Arc<dyn Sink>, Wake)>,
+    sinks: Vec<OpenSink>,
     tls: Option<Arc<Tls>>,
 }
 
@@ -123,9 +123,11 @@ impl App {
         let sinks: Vec<_> = config
             .sinks
             .iter()
-            .map(|sink| {
-                let opened = sink.open(&clock, &mut paces);
-                (sink.name.clone(), opened, Wake::default())
+            .map(|sink| OpenSink {
+                name: sink.name.clone(),
+                sink: sink.open(&clock, &mut paces),
+                wake: Wake::default(),
+                fallback: sink.fallback.clone(),
             })
             .collect();
         metrics.configured(config.sinks.iter().map(|sink| sink.name.clone()));
@@ -167,7 +169,7 @@ impl App {
             after_gap: !opened.is_new,
         });
         for left in store.backlog().await? {
-            if left.waiting > 0 && !sinks.iter().any(|(name, ..)| *name == left.sink) {
+            if left.waiting > 0 && !sinks.iter().any(|sink| sink.name == left.sink) {
                 tracing::error!(
                     sink = left.sink,
                     waiting = left.waiting,
@@ -196,8 +198,15 @@ impl App {
     pub async fn run(self, listeners: Listeners, signals: Signals) -> Result<(), AppError> {
         let (mut hook, mut work, mut rest) = (Tasks::default(), Tasks::default(), Tasks::default());
         self.open_door(&mut hook, listeners.hook);
-        for (name, sink, wake) in &self.sinks {
-            let worker = Worker::new(name, Arc::clone(sink), wake.clone(), self.surroundings());
+        let wakes = self.wakes();
+        for open in &self.sinks {
+            let name = &open.name;
+            let (sink, wake) = (Arc::clone(&open.sink), open.wake.clone());
+            let mut worker = Worker::new(name, sink, wake, self.surroundings());
+            if let Some(fallback) = open.fallback.clone() {
+                let wake = wakes.get(&fallback.to).cloned().unwrap_or_default();
+                worker = worker.falling_back_to(fallback, wake);
+            }
             let stop = work.stop();
             work.spawn(format!("the worker of sink {name}"), async move {
                 worker.run(&stop).await;
@@ -320,9 +329,18 @@ impl App {
     }
 }
 
-fn wakes(sinks: &[(String, Arc<dyn Sink>, Wake)]) -> HashMap<String, Wake> {
+/// A sink and what belongs to it while it runs.
+struct OpenSink {
+    name: String,
+    sink: Arc<dyn Sink>,
+    /// Wakes its worker.
+    wake: Wake,
+    fallback: Option<Fallback>,
+}
+
+fn wakes(sinks: &[OpenSink]) -> HashMap<String, Wake> {
     let each = sinks.iter();
-    each.map(|(name, _, wake)| (name.clone(), wake.clone()))
+    each.map(|open| (open.name.clone(), open.wake.clone()))
         .collect()
 }
 

@@ -111,7 +111,7 @@ impl App {
             sinks: self
                 .sinks
                 .iter()
-                .map(|(name, sink, _)| (name.clone(), Arc::clone(sink)))
+                .map(|open| (open.name.clone(), Arc::clone(&open.sink)))
                 .collect(),
             tls: self.tls.clone(),
             metrics: Arc::clone(&self.metrics),

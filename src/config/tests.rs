@@ -278,3 +278,47 @@ fn what_is_probably_not_meant_is_a_warning() {
     let (_, warnings) = parse(&with(near)).unwrap();
     assert!(warnings.is_empty(), "{warnings:?}");
 }
+
+#[test]
+fn a_fallback_is_another_sink_that_can_stand_in() {
+    let said = |sinks: &str| {
+        let text = format!(
+            "[server]\nlisten = '127.0.0.1:0'\n[store]\nurl = 'sqlite:x.db'\n\
+             [[topic]]\narn = 'arn:aws:sns:eu-central-1:123456789012:run-command'\n\
+             [[route]]\nname = 'r'\nto = ['a']\ndigest = {{}}\n{sinks}"
+        );
+        parse(&text).map(drop).map_err(|faults| faults.to_string())
+    };
+    let sink = |name: &str, more: &str| {
+        format!(
+            "[sink.{name}]\ntype = 'email'\nsmtp = 'smtps://mail.example.com'\n\
+             from = 'a@example.com'\nto = ['b@example.com']\n{more}\n"
+        )
+    };
+    let (a, b) = (sink("a", "fallback = 'b'"), sink("b", ""));
+    assert_eq!(said(&format!("{a}{b}")), Ok(()));
+    let back = sink("b", "fallback = 'a'\nfallback_after = '1m'");
+    for (sinks, why) in [
+        (
+            sink("a", "fallback = 'bb'") + &b,
+            "there is no sink `bb`: did you mean `b`?",
+        ),
+        (
+            sink("a", "fallback = 'a'"),
+            "this leads back to where it began",
+        ),
+        (format!("{a}{back}"), "this leads back to where it began"),
+        (
+            sink("a", "fallback_after = '1m'"),
+            "this needs a `fallback`",
+        ),
+        (sink("a", "fallback = 1") + &b, "invalid type"),
+        (
+            format!("{a}[sink.b]\ntype = 'file'\npath = 'x'\n"),
+            "sink `b` takes events one by one",
+        ),
+    ] {
+        let said = said(&sinks).unwrap_err();
+        assert!(said.contains(why), "{why}: {said}");
+    }
+}

@@ -75,7 +75,8 @@ impl Load {
                         marks,
                         ..Settled::new(waiting.event_id, waiting.key, Outcome::Redundant, now)
                     }),
-                    Decision::Go(marks) => {
+                    Decision::Go(mut marks) => {
+                        marks.instead_of = waiting.instead_of;
                         let mut notice = render::notice(
                             &lane.route,
                             &lane.sink,

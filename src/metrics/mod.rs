@@ -181,11 +181,11 @@ impl Metrics {
     }
 
     /// A delivery came to `result`, a word of `delivery::Outcome`.
-    pub fn delivered(&self, sink: &str, result: &'static str) {
+    pub fn delivered(&self, sink: &str, result: &'static str, count: u64) {
         let sink = sink.to_owned();
         self.deliveries
             .get_or_create(&SinkResult { sink, result })
-            .inc();
+            .inc_by(count);
     }
 
     /// A sink was tried and answered with `verdict`.
@@ -477,7 +477,7 @@ mod tests {
         metrics.received(Some("arn:aws:sns:eu-central-1:123456789012:t"), "accepted");
         metrics.received(None, "foreign-topic");
         metrics.received(None, "foreign-topic");
-        metrics.delivered("ops", "sent");
+        metrics.delivered("ops", "sent", 1);
         metrics.attempted("ops", "retry");
         metrics.rescued(2);
         metrics.answered(403);

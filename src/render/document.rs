@@ -355,6 +355,12 @@ fn marks(notice: &Notice) -> Vec<Plain> {
         marks.conflict,
         "conflict: another final status was told as well",
     );
+    if let Some(sink) = &marks.instead_of {
+        mark(
+            true,
+            &format!("in place of sink {sink}, which could not bring it"),
+        );
+    }
     mark(notice.event.time_doubted, "its event time is not credible");
     said
 }

@@ -4,6 +4,7 @@
 //! knows its vendor and nothing of stores, lanes or routes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -82,6 +83,17 @@ pub struct Configured {
     pub name: String,
     /// What it is.
     pub kind: Kind,
+    /// Who brings what it cannot.
+    pub fallback: Option<Fallback>,
+}
+
+/// Another sink that brings what one cannot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fallback {
+    /// Its name.
+    pub to: String,
+    /// After how long without a success it takes over what waits.
+    pub after: Duration,
 }
 
 /// The kinds of sink there are.

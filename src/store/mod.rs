@@ -107,6 +107,8 @@ pub struct Waiting {
     pub possible_repeat: bool,
     /// If so, the greatest key that had been sent before that try.
     pub high_then: Option<SortKey>,
+    /// The sink that it was owed to first, which could not bring it.
+    pub instead_of: Option<String>,
     /// Attempts so far.
     pub tries: u32,
     /// When the first failure of notice scope was.
@@ -124,6 +126,8 @@ pub struct Leased {
     pub lanes: Vec<Lane>,
     /// When the next lane of this sink is due, as far as is known now.
     pub next_due: Option<Timestamp>,
+    /// Since when the sink has rested again and again without a success.
+    pub in_trouble_since: Option<Timestamp>,
 }
 
 impl Leased {
@@ -172,6 +176,8 @@ pub struct Settled {
     pub progress: Option<String>,
     /// What the sink calls the message that later notices of the same command refer to.
     pub thread: Option<String>,
+    /// The sink that is to bring it now, if it was diverted.
+    pub divert_to: Option<String>,
 }
 
 impl Settled {
@@ -190,6 +196,7 @@ impl Settled {
             failing_since: None,
             progress: None,
             thread: None,
+            divert_to: None,
         }
     }
 }
@@ -444,8 +451,19 @@ pub trait Store: Send + Sync + 'static {
     /// Lets dead letters go; says how many.
     async fn drop_dead(&self, selection: DeadSelection, now: Timestamp) -> Result<u64, StoreError>;
 
-    /// Lets a sink rest until `until`: it is not leased before. `None` ends a rest.
-    async fn rest(&self, sink: &str, until: Option<Timestamp>) -> Result<(), StoreError>;
+    /// Hands what waits for a sink, and is not under way, to another: it joins the same lanes there,
+    /// in its place, and says in place of whom. What that sink has been told already is redundant.
+    /// Says how many were handed over.
+    async fn divert(&self, sink: &str, to: &str, now: Timestamp) -> Result<u64, StoreError>;
+
+    /// Lets a sink rest until `until`: it is not leased before. The first of such rests begins a
+    /// time of trouble; `None` ends it.
+    async fn rest(
+        &self,
+        sink: &str,
+        until: Option<Timestamp>,
+        now: Timestamp,
+    ) -> Result<(), StoreError>;
 
     /// Remembers a subscription that asked; the same topic and token only once.
     async fn put_subscription(

@@ -14,7 +14,7 @@ use runbell::metrics::Metrics;
 use runbell::render::{Document, Notice};
 use runbell::retry::{Scope, Verdict};
 use runbell::route::Routes;
-use runbell::sink::{Capacity, Sink};
+use runbell::sink::{Capacity, Fallback, Sink};
 use runbell::store::{Append, Appended, DeadSelection, EventId};
 use runbell::wake::Wake;
 use tokio_util::sync::CancellationToken;
@@ -221,6 +221,82 @@ async fn a_letter_sent_again_that_fails_blocks_nobody() {
     place.clock.set(at(2));
     place.worker.step().await.unwrap();
     assert_eq!(place.seen(), [("m-later".to_owned(), false)]);
+}
+
+fn fallback(after: u64) -> (Fallback, Wake) {
+    let fallback = Fallback {
+        to: "t".to_owned(),
+        after: Duration::from_secs(after),
+    };
+    (fallback, Wake::default())
+}
+
+#[tokio::test]
+async fn what_a_sink_refuses_goes_to_its_fallback_and_not_to_the_dead() {
+    let refused = Verdict::Refused {
+        why: "no".to_owned(),
+        content: false,
+    };
+    let mut place = Place::open(Clock::by_hand(at(1)), [refused]);
+    let (to, wake) = fallback(300);
+    place.worker = place.worker.falling_back_to(to, wake);
+    let ids = place.arrive(2, LaneKey::Topic).await;
+    place.worker.step().await.unwrap();
+    assert_eq!(place.outcomes(ids[0]).await, ["diverted"]);
+    assert_eq!(place.outcomes(ids[1]).await, ["sent"]);
+    let store = place.store.handle();
+    let there = store.lease("t", at(1), 9).await.unwrap();
+    assert_eq!(there.deliveries(), 1);
+    assert_eq!(there.lanes[0].waiting[0].instead_of.as_deref(), Some("s"));
+    assert!(store.dead(DeadSelection::All, 9).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_sink_in_trouble_for_long_hands_over_and_is_tried_again_with_what_comes() {
+    let broken = Verdict::Broken {
+        why: "no such channel".to_owned(),
+    };
+    let mut place = Place::open(Clock::by_hand(at(1)), vec![broken; 100]);
+    let (to, wake) = fallback(300);
+    place.worker = place.worker.falling_back_to(to, wake);
+    place.arrive(3, LaneKey::Instance).await;
+    let store = place.store.handle();
+    let waiting = async |sink: &str| {
+        let tallies = store.tally().await.unwrap();
+        let tally = tallies.iter().find(|it| it.sink == sink);
+        tally.map_or(0, |it| it.waiting)
+    };
+    let look = async |second: i64| {
+        place.clock.set(at(second));
+        place.worker.step().await.unwrap()
+    };
+    for second in 1..301 {
+        look(second).await;
+        assert_eq!(waiting("s").await, 3, "at {second}");
+    }
+    // The longer it lasts, the rarer it is asked.
+    let probes = place.seen().len();
+    assert!((5..=30).contains(&probes), "{probes}");
+    look(301).await;
+    assert_eq!((waiting("s").await, waiting("t").await), (0, 3));
+    place.seen();
+
+    // While it rests nothing is tried, and nobody waits for it.
+    let rests_until = store.backlog().await.unwrap()[0].rests_until.unwrap();
+    place.arrives("m-resting", LaneKey::Instance).await;
+    if rests_until > at(302) {
+        look(302).await;
+        assert_eq!(place.seen(), []);
+        assert_eq!((waiting("s").await, waiting("t").await), (0, 4));
+    }
+    // Then the next that comes finds out that it is well again.
+    place.sink.answers.lock().unwrap().clear();
+    place.clock.set(rests_until.max(at(303)));
+    place.arrives("m-well", LaneKey::Instance).await;
+    place.worker.step().await.unwrap();
+    assert_eq!(place.seen().last().unwrap().0, "m-well");
+    let leased = store.lease("s", place.clock.now(), 9).await.unwrap();
+    assert_eq!(leased.in_trouble_since, None);
 }
 
 /// A command on many instances, told in the order of its events: summary, starts, ends, summary.

@@ -300,6 +300,7 @@ pub(crate) fn open(case: &Case, base: &str, http: &str) -> Arc<dyn Sink> {
     let configured = runbell::sink::Configured {
         name: "s".to_owned(),
         kind: configured(case, base, http),
+        fallback: None,
     };
     configured.open(&Clock::system(), &mut Paces::default())
 }

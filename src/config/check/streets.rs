@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use toml::Value;
 
 use super::doors::reveal;
+use super::fallback::{fallback, fallbacks, one_by_one};
 use crate::config::Surroundings;
 use crate::config::document::Document;
 use crate::config::file::TopicFile;
@@ -90,6 +91,7 @@ pub(super) fn sinks(document: &mut Document, around: &Surroundings<'_>) -> Vec<C
             );
             continue;
         };
+        let fallback = fallback(document, &name, &mut table);
         let mut rest = Value::Table(table);
         let mut path: Vec<String> = at.iter().map(|key| (*key).to_owned()).collect();
         if !reveal_all(document, around, &mut path, &mut rest) {
@@ -152,11 +154,15 @@ pub(super) fn sinks(document: &mut Document, around: &Surroundings<'_>) -> Vec<C
                 format!("sink `{other}` writes this file already"),
             );
         }
-        // One that is wrong is there all the same: routes may name it.
         if let Some(kind) = kind {
-            sinks.push(Configured { name, kind });
+            sinks.push(Configured {
+                name,
+                kind,
+                fallback,
+            });
         }
     }
+    fallbacks(document, &sinks);
     sinks
 }
 
@@ -254,9 +260,7 @@ pub(super) fn routes(
         }
         match file.check() {
             Ok(route) => {
-                let each = sinks.iter().filter(|sink| route.to.contains(&sink.name));
-                let mut each = each.filter(|sink| !sink.takes_digests());
-                if let (Some(_), Some(sink)) = (route.digest, each.next()) {
+                if let (Some(_), Some(sink)) = (route.digest, one_by_one(sinks, &route)) {
                     document.fault(
                         &["route", &number, "digest"],
                         format!(
@@ -285,7 +289,9 @@ pub(super) fn routes(
         }
     }
     for sink in sinks {
-        if !named.contains(&sink.name) {
+        let fallbacks = sinks.iter().filter_map(|other| other.fallback.as_ref());
+        let is_fallback = fallbacks.into_iter().any(|it| it.to == sink.name);
+        if !is_fallback && !named.contains(&sink.name) {
             document.warn(
                 &["sink", &sink.name],
                 "no route brings anything to this sink",

@@ -63,7 +63,7 @@ impl Tables<'_> {
         self.connection
             .prepare_cached(
                 "SELECT sort_key, event, alone, tries, failing_since, resent, possible_repeat,
-                   progress, high_then FROM waiting
+                   progress, high_then, instead_of FROM waiting
                  WHERE lane = ?1 AND alone = 0 AND sort_key <= coalesce(?3, (
                    SELECT max(sort_key) FROM waiting
                    WHERE lane = ?1 AND alone = 0 AND release_at <= ?2))

@@ -22,6 +22,7 @@ const SLACK: i64 = 1_000_000_000;
 pub(super) struct RawLeased {
     lanes: Vec<RawLane>,
     next_due: Option<i64>,
+    in_trouble_since: Option<i64>,
 }
 
 struct RawLane {
@@ -43,6 +44,8 @@ pub(super) struct RawWaiting {
     progress: Option<String>,
     terminal_sent: bool,
     thread: Option<String>,
+    /// By number, and then by name.
+    instead_of: (Option<i64>, Option<String>),
 }
 
 /// Deliveries with their events.
@@ -72,6 +75,7 @@ impl RawLeased {
         Leased {
             lanes,
             next_due: self.next_due.map(from_nanos),
+            in_trouble_since: self.in_trouble_since.map(from_nanos),
         }
     }
 }
@@ -96,6 +100,7 @@ impl RawLane {
                 failing_since: raw.failing_since.map(from_nanos),
                 progress: raw.progress,
                 thread: raw.thread,
+                instead_of: raw.instead_of.1,
             }
         });
         let mut lane = Lane {
@@ -121,7 +126,9 @@ impl Tables<'_> {
         self.notice_clock_set_back(nanos(now))?;
         let sink = self.name(sink)?;
         let mut leased = RawLeased::default();
-        if let Some(until) = self.rests_until(sink)?
+        let (rests_until, in_trouble_since) = self.trouble(sink)?;
+        leased.in_trouble_since = in_trouble_since;
+        if let Some(until) = rests_until
             && until > nanos(now)
         {
             leased.next_due = Some(until);
@@ -190,13 +197,14 @@ impl Tables<'_> {
         Ok(())
     }
 
-    fn rests_until(&self, sink: i64) -> rusqlite::Result<Option<i64>> {
+    /// Until when a sink rests, and since when it has not had a success.
+    fn trouble(&self, sink: i64) -> rusqlite::Result<(Option<i64>, Option<i64>)> {
         let found = self
             .connection
-            .prepare_cached("SELECT paused_until FROM sink WHERE name = ?1")?
-            .query_row([sink], |row| row.get(0))
+            .prepare_cached("SELECT paused_until, trouble_since FROM sink WHERE name = ?1")?
+            .query_row([sink], |row| Ok((row.get(0)?, row.get(1)?)))
             .optional()?;
-        Ok(found.flatten())
+        Ok(found.unwrap_or_default())
     }
 
     fn due_lanes(&self, sink: i64, now: i64, limit: usize) -> rusqlite::Result<Vec<Due>> {
@@ -235,7 +243,7 @@ impl Tables<'_> {
             // No more are asked for their keys than may go, however many wait.
             let mut statement = self.connection.prepare_cached(
                 "SELECT sort_key, event, alone, tries, failing_since, resent, possible_repeat,
-                   progress, high_then FROM waiting
+                   progress, high_then, instead_of FROM waiting
                  WHERE lane = ?1 AND alone = 0 AND sort_key <= (
                    SELECT max(sort_key) FROM (SELECT sort_key FROM waiting
                      WHERE lane = ?1 AND alone = 0 AND release_at <= ?2
@@ -260,7 +268,7 @@ impl Tables<'_> {
         self.connection
             .prepare_cached(
                 "SELECT sort_key, event, alone, tries, failing_since, resent, possible_repeat,
-                   progress, high_then FROM waiting
+                   progress, high_then, instead_of FROM waiting
                  WHERE lane = ?1 AND alone = 1 AND release_at <= ?2 ORDER BY release_at LIMIT ?3",
             )?
             .query_map(params![due.lane, now, rows(room.deliveries)], raw_waiting)?
@@ -314,6 +322,9 @@ impl Tables<'_> {
             let thread = self.thread(sink, due.route, command_no)?;
             row.thread = thread.map(|(message, _)| message);
         }
+        if let Some(sink) = row.instead_of.0 {
+            row.instead_of.1 = Some(self.text(sink)?.as_ref().to_owned());
+        }
         Ok((row, event))
     }
 
@@ -326,7 +337,7 @@ impl Tables<'_> {
             for table in [
                 "UPDATE waiting SET release_at = release_at - ?1",
                 "UPDATE lane SET not_before = not_before - ?1, due_at = due_at - ?1",
-                "UPDATE sink SET paused_until = paused_until - ?1",
+                "UPDATE sink SET paused_until = paused_until - ?1, trouble_since = trouble_since - ?1",
             ] {
                 self.connection.prepare_cached(table)?.execute([back])?;
             }
@@ -381,6 +392,7 @@ pub(super) fn raw_waiting(row: &rusqlite::Row<'_>) -> rusqlite::Result<RawWaitin
         high_then: row.get::<_, Option<Vec<u8>>>(8)?.map(SortKey::from_bytes),
         terminal_sent: false,
         thread: None,
+        instead_of: (row.get(9)?, None),
     })
 }
 

@@ -298,9 +298,20 @@ impl Store for Sqlite {
             .await
     }
 
-    async fn rest(&self, sink: &str, until: Option<Timestamp>) -> Result<(), StoreError> {
+    async fn divert(&self, sink: &str, to: &str, now: Timestamp) -> Result<u64, StoreError> {
+        let (sink, to) = (sink.to_owned(), to.to_owned());
+        self.in_steps(move |tables, _| tables.divert(&sink, &to, now))
+            .await
+    }
+
+    async fn rest(
+        &self,
+        sink: &str,
+        until: Option<Timestamp>,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
         let sink = sink.to_owned();
-        self.write(true, move |tables| tables.rest(&sink, until))
+        self.write(true, move |tables| tables.rest(&sink, until, now))
             .await
     }
 

@@ -74,6 +74,7 @@ CREATE TABLE waiting (
   resent INTEGER NOT NULL DEFAULT 0,
   possible_repeat INTEGER NOT NULL DEFAULT 0,
   high_then BLOB,
+  instead_of INTEGER,
   tries INTEGER NOT NULL DEFAULT 0,
   failing_since INTEGER,
   progress TEXT,
@@ -114,7 +115,7 @@ CREATE TABLE thread (
   told_upto INTEGER NOT NULL,
   PRIMARY KEY (command_no, sink, route)
 ) WITHOUT ROWID;
-CREATE TABLE sink (name INTEGER PRIMARY KEY, paused_until INTEGER);
+CREATE TABLE sink (name INTEGER PRIMARY KEY, paused_until INTEGER, trouble_since INTEGER);
 CREATE TABLE tally (
   sink INTEGER NOT NULL,
   day INTEGER NOT NULL,

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use rusqlite::{OptionalExtension as _, params};
 
+use super::append::LaneColumns;
 use super::tables::{Tables, earliest_release, nanos};
-use crate::delivery::{Marks, Outcome};
-use crate::store::{Settled, Settlement};
+use crate::delivery::{Marks, Outcome, SortKey};
+use crate::store::{EventId, Settled, Settlement};
 
 struct LaneRow {
     epoch: i64,
@@ -67,6 +68,10 @@ impl Tables<'_> {
 
     /// Records one result; whether the delivery arrived, or may have.
     fn record(&mut self, id: i64, lane: &LaneRow, settled: &Settled) -> rusqlite::Result<bool> {
+        if let Some(to) = &settled.divert_to {
+            self.hand_over(id, lane, settled, to)?;
+            return Ok(false);
+        }
         let tries = if settled.outcome.waits() {
             self.keep_waiting(id, settled)?
         } else {
@@ -96,9 +101,82 @@ impl Tables<'_> {
                 self.insert_dead(lane, settled, tries)?;
             }
             // It may have arrived: what comes below it may come too late.
-            Outcome::Retry | Outcome::Parked => return Ok(settled.marks.possible_repeat),
+            Outcome::Retry | Outcome::Parked | Outcome::Diverted => {
+                return Ok(settled.marks.possible_repeat);
+            }
         }
         Ok(settled.outcome == Outcome::Sent)
+    }
+
+    /// Ends a delivery here and makes it wait for the sink `to`, in the same place of the same lane. What
+    /// that sink was told of the event already is not told again.
+    fn hand_over(
+        &mut self,
+        id: i64,
+        lane: &LaneRow,
+        settled: &Settled,
+        to: &str,
+    ) -> rusqlite::Result<()> {
+        let to = self.name(to)?;
+        let key = settled.key.as_bytes();
+        let waited: Option<(i64, bool, bool, Option<i64>)> = self
+            .connection
+            .prepare_cached(
+                "DELETE FROM waiting WHERE lane = ?1 AND sort_key = ?2
+                 RETURNING release_at, alone, resent, instead_of",
+            )?
+            .query_row(params![id, key], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+            })
+            .optional()?;
+        let Some((release_at, alone, resent, instead_of)) = waited else {
+            return Ok(());
+        };
+        let is_told: bool = self
+            .connection
+            .prepare_cached(
+                "SELECT EXISTS (SELECT 1 FROM outcome
+                   WHERE event = ?1 AND sink = ?2 AND result = 'sent')",
+            )?
+            .query_row([settled.event.0, to], |row| row.get(0))?;
+        let target = LaneColumns {
+            kind: lane.kind,
+            number: lane.number,
+            instance: &lane.instance,
+        };
+        let there = self.lane_of(&target, lane.route, to)?;
+        let put = self
+            .connection
+            .prepare_cached(
+                "INSERT INTO waiting (lane, sort_key, event, release_at, alone, resent, instead_of)
+                 SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7 WHERE NOT ?8 ON CONFLICT DO NOTHING",
+            )?
+            .execute(params![
+                there,
+                key,
+                settled.event.0,
+                release_at,
+                alone,
+                resent,
+                instead_of.unwrap_or(lane.sink),
+                is_told
+            ])?;
+        if !self.is_leased(there)? {
+            self.make_due(there)?;
+        }
+        let outcome = if put > 0 {
+            self.book(lane.sink, settled.at).owed -= 1;
+            self.book(to, settled.at).owed += 1;
+            Outcome::Diverted
+        } else {
+            self.book(lane.sink, settled.at).redundant += 1;
+            Outcome::Redundant
+        };
+        let settled = Settled {
+            outcome,
+            ..settled.clone()
+        };
+        self.insert_outcome(settled.event.0, lane.route, lane.sink, &settled)
     }
 
     /// What its last delivery stands for shares its outcome: all before it that was there when the
@@ -107,7 +185,26 @@ impl Tables<'_> {
         if last.outcome == Outcome::Retry {
             return Ok(());
         }
-        if !last.outcome.waits() {
+        if let Some(to) = &last.divert_to {
+            let before = self
+                .connection
+                .prepare_cached(
+                    "SELECT event, sort_key FROM waiting WHERE lane = ?1 AND alone = 0
+                       AND sort_key < ?2
+                       AND event <= (SELECT leased_at_event FROM lane WHERE id = ?1)",
+                )?
+                .query_map(params![id, last.key.as_bytes()], |row| {
+                    Ok(Settled {
+                        event: EventId(row.get(0)?),
+                        key: SortKey::from_bytes(row.get(1)?),
+                        ..last.clone()
+                    })
+                })?
+                .collect::<rusqlite::Result<Vec<_>>>()?;
+            for settled in &before {
+                self.hand_over(id, lane, settled, to)?;
+            }
+        } else if !last.outcome.waits() {
             let of_batch = "lane = ?1 AND alone = 0 AND sort_key < ?2
                AND event <= (SELECT leased_at_event FROM lane WHERE id = ?1)";
             let key = last.key.as_bytes();
@@ -159,7 +256,7 @@ impl Tables<'_> {
                 Outcome::Redundant => book.redundant += gone,
                 Outcome::Dropped => book.dropped += gone,
                 Outcome::Dead => book.dead += gone,
-                Outcome::Retry | Outcome::Parked => {}
+                Outcome::Retry | Outcome::Parked | Outcome::Diverted => {}
             }
         }
         self.connection
@@ -315,5 +412,6 @@ pub(super) fn marks(bits: i64, late: Option<i64>) -> Marks {
         possible_repeat: bits & POSSIBLE_REPEAT != 0,
         resent: bits & RESENT != 0,
         conflict: bits & CONFLICT != 0,
+        instead_of: None,
     }
 }

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, params, params_from_iter};
 use secrecy::{ExposeSecret as _, SecretString};
 
+use super::append::LaneColumns;
 use super::read::{dead_condition, subscription};
 use super::tables::{Tables, nanos};
 use crate::delivery::{Outcome, SortKey};
@@ -47,16 +48,12 @@ impl Tables<'_> {
         let mut count = 0;
         for grave in &graves {
             let sink = to.unwrap_or(grave.sink);
-            let lane: i64 = self
-                .connection
-                .prepare_cached(
-                    "INSERT INTO lane (kind, number, instance, route, sink) VALUES (?1, ?2, ?3, ?4, ?5)
-                     ON CONFLICT DO UPDATE SET epoch = epoch RETURNING id",
-                )?
-                .query_row(
-                    params![grave.kind, grave.number, grave.instance, grave.route, sink],
-                    |row| row.get(0),
-                )?;
+            let columns = LaneColumns {
+                kind: grave.kind,
+                number: grave.number,
+                instance: &grave.instance,
+            };
+            let lane = self.lane_of(&columns, grave.route, sink)?;
             let put = self
                 .connection
                 .prepare_cached(
@@ -87,6 +84,31 @@ impl Tables<'_> {
 
     /// Makes dead letters of what waits for a sink. What is under way is left to whoever carries it.
     pub(super) fn bury(&mut self, sink: &str, now: Timestamp) -> rusqlite::Result<Step> {
+        self.clear(sink, |event, key| Settled {
+            answer: Some("given up by hand".to_owned()),
+            ..Settled::new(event, key, Outcome::Dead, now)
+        })
+    }
+
+    /// Hands what waits for a sink to another. What is under way is left to whoever carries it.
+    pub(super) fn divert(
+        &mut self,
+        sink: &str,
+        to: &str,
+        now: Timestamp,
+    ) -> rusqlite::Result<Step> {
+        self.clear(sink, |event, key| Settled {
+            divert_to: Some(to.to_owned()),
+            ..Settled::new(event, key, Outcome::Diverted, now)
+        })
+    }
+
+    /// Ends what waits in the next lane of a sink, some of it at a time.
+    fn clear(
+        &mut self,
+        sink: &str,
+        end: impl Fn(EventId, SortKey) -> Settled,
+    ) -> rusqlite::Result<Step> {
         let sink = self.name(sink)?;
         let lane: Option<i64> = self
             .connection
@@ -101,17 +123,13 @@ impl Tables<'_> {
                 upto: None,
             });
         };
-        let dead = |row: &rusqlite::Row<'_>| {
-            let key = SortKey::from_bytes(row.get(1)?);
-            Ok(Settled {
-                answer: Some("given up by hand".to_owned()),
-                ..Settled::new(EventId(row.get(0)?), key, Outcome::Dead, now)
-            })
+        let ended = |row: &rusqlite::Row<'_>| {
+            Ok(end(EventId(row.get(0)?), SortKey::from_bytes(row.get(1)?)))
         };
         let results = self
             .connection
             .prepare_cached("SELECT event, sort_key FROM waiting WHERE lane = ?1 LIMIT ?2")?
-            .query_map([lane, STEP], dead)?
+            .query_map([lane, STEP], ended)?
             .collect::<rusqlite::Result<Vec<_>>>()?;
         let count = results.len() as u64;
         let epoch = self
@@ -182,20 +200,45 @@ impl Tables<'_> {
         Ok(())
     }
 
-    fn is_leased(&self, lane: i64) -> rusqlite::Result<bool> {
+    /// The lane of a route and sink; made if there is none.
+    pub(super) fn lane_of(
+        &self,
+        lane: &LaneColumns<'_>,
+        route: i64,
+        sink: i64,
+    ) -> rusqlite::Result<i64> {
+        self.connection
+            .prepare_cached(
+                "INSERT INTO lane (kind, number, instance, route, sink) VALUES (?1, ?2, ?3, ?4, ?5)
+                 ON CONFLICT DO UPDATE SET epoch = epoch RETURNING id",
+            )?
+            .query_row(
+                params![lane.kind, lane.number, lane.instance, route, sink],
+                |row| row.get(0),
+            )
+    }
+
+    pub(super) fn is_leased(&self, lane: i64) -> rusqlite::Result<bool> {
         self.connection
             .prepare_cached("SELECT leased FROM lane WHERE id = ?1")?
             .query_row([lane], |row| row.get(0))
     }
 
-    pub(super) fn rest(&mut self, sink: &str, until: Option<Timestamp>) -> rusqlite::Result<()> {
+    pub(super) fn rest(
+        &mut self,
+        sink: &str,
+        until: Option<Timestamp>,
+        now: Timestamp,
+    ) -> rusqlite::Result<()> {
         let sink = self.name(sink)?;
+        let since = until.map(|_| nanos(now));
         self.connection
             .prepare_cached(
-                "INSERT INTO sink (name, paused_until) VALUES (?1, ?2)
-                 ON CONFLICT DO UPDATE SET paused_until = ?2",
+                "INSERT INTO sink (name, paused_until, trouble_since) VALUES (?1, ?2, ?3)
+                 ON CONFLICT DO UPDATE SET paused_until = ?2,
+                   trouble_since = CASE WHEN ?2 IS NOT NULL THEN coalesce(trouble_since, ?3) END",
             )?
-            .execute(params![sink, until.map(nanos)])?;
+            .execute(params![sink, until.map(nanos), since])?;
         Ok(())
     }
 

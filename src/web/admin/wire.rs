@@ -357,6 +357,8 @@ impl From<store::PastOutcome> for Outcome {
             possible_repeat,
             resent,
             conflict,
+            // The history of the other sink says to whom it was diverted.
+            instead_of: _,
         } = past.marks;
         let marks = [
             ("late", late.is_some()),

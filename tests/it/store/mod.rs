@@ -13,6 +13,7 @@ use secrecy::SecretString;
 
 use crate::harness::store::TestStore;
 
+mod diverted;
 mod faults;
 mod troubles;
 
@@ -405,7 +406,7 @@ async fn a_resting_sink_is_not_leased() {
     let store = TestStore::open();
     let store = store.handle();
     arrives(&*store, event("m-1", "i-1", "Success", 1), 1).await;
-    store.rest("s", Some(at(60))).await.unwrap();
+    store.rest("s", Some(at(60)), at(0)).await.unwrap();
     let rests = store.lease("s", at(59), 9).await.unwrap();
     assert!(rests.lanes.is_empty());
     assert_eq!(rests.next_due, Some(at(60)));
@@ -415,7 +416,7 @@ async fn a_resting_sink_is_not_leased() {
         (1, Some(at(60)))
     );
     assert_eq!(backlog[0].oldest, Some(at(1)));
-    store.rest("s", None).await.unwrap();
+    store.rest("s", None, at(1)).await.unwrap();
     assert_eq!(lease(&*store, 59).await.len(), 1);
 }
 

@@ -9,7 +9,7 @@ async fn a_clock_set_back_holds_nothing_up() {
     arrives(&*store, event("m-1", "i-1", "Success", 3600), 3600).await;
     let waits = store.lease("s", at(3601), 9).await.unwrap();
     assert!(waits.lanes.is_empty());
-    store.rest("s", Some(at(3603))).await.unwrap();
+    store.rest("s", Some(at(3603)), at(3600)).await.unwrap();
     // An hour earlier, four seconds of the hold and two of the rest are left.
     let waits = store.lease("s", at(1), 9).await.unwrap();
     assert_eq!((waits.lanes.len(), waits.next_due), (0, Some(at(3))));

@@ -1,0 +1,101 @@
+//! Sinks that bring what others cannot.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+use toml::Value;
+
+use crate::config::document::Document;
+use crate::fault::meant;
+use crate::route::Route;
+use crate::sink::{Configured, Fallback};
+use crate::units::Span;
+
+/// How long a sink may be in trouble before its fallback takes over, when nobody says.
+const USUAL_FALLBACK: Duration = Duration::from_mins(5);
+
+/// What every sink has, whatever its type.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FallbackFile {
+    fallback: Option<String>,
+    fallback_after: Option<Span>,
+}
+
+/// Takes out of a sink's table who brings what it cannot.
+pub(super) fn fallback(
+    document: &mut Document,
+    name: &str,
+    table: &mut toml::Table,
+) -> Option<Fallback> {
+    let keys = ["fallback", "fallback_after"];
+    let taken = keys
+        .iter()
+        .filter_map(|key| table.remove_entry(*key))
+        .collect();
+    let file: FallbackFile = document.read(&["sink", name], &Value::Table(taken))?;
+    let Some(to) = file.fallback else {
+        if file.fallback_after.is_some() {
+            document.fault(
+                &["sink", name, "fallback_after"],
+                "this needs a `fallback`: the name of another sink",
+            );
+        }
+        return None;
+    };
+    let after = file.fallback_after.map_or(USUAL_FALLBACK, |span| span.0);
+    Some(Fallback { to, after })
+}
+
+/// Whether every fallback leads somewhere else in the end.
+pub(super) fn fallbacks(document: &mut Document, sinks: &[Configured]) {
+    let known = document.names("sink");
+    let next = |name: &str| {
+        let sink = sinks.iter().find(|sink| sink.name == name);
+        sink.and_then(|sink| sink.fallback.as_ref())
+    };
+    for sink in sinks {
+        let Some(fallback) = &sink.fallback else {
+            continue;
+        };
+        let at = ["sink", &sink.name, "fallback"];
+        if !known.contains(&fallback.to) {
+            let suggestion = meant(&fallback.to, known.iter().map(String::as_str));
+            document.fault(
+                &at,
+                format!("there is no sink `{}`{suggestion}", fallback.to),
+            );
+        }
+        let mut seen = vec![&sink.name];
+        let mut here = Some(fallback);
+        while let Some(fallback) = here {
+            if seen.contains(&&fallback.to) {
+                document.fault(
+                    &at,
+                    "this leads back to where it began: what no sink can bring is kept as a dead letter",
+                );
+                break;
+            }
+            seen.push(&fallback.to);
+            here = next(&fallback.to);
+        }
+    }
+}
+
+/// A sink that a route may bring something to, by itself or as a fallback, and that takes no digests.
+pub(super) fn one_by_one<'s>(sinks: &'s [Configured], route: &Route) -> Option<&'s Configured> {
+    let mut names: Vec<&str> = route.to.iter().map(String::as_str).collect();
+    let mut at = 0;
+    while let Some(name) = names.get(at) {
+        let sink = sinks.iter().find(|sink| sink.name == *name);
+        let next = sink.and_then(|sink| sink.fallback.as_ref());
+        if let Some(next) = next.filter(|next| !names.contains(&next.to.as_str())) {
+            names.push(&next.to);
+        }
+        at += 1;
+    }
+    let reached = sinks
+        .iter()
+        .filter(|sink| names.contains(&sink.name.as_str()));
+    reached.into_iter().find(|sink| !sink.takes_digests())
+}
