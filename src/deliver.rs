@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::{Clock, later, since};
 use crate::delivery::Outcome;
 use crate::metrics::Metrics;
-use crate::render::Notice;
+use crate::render::{Notice, Template};
 use crate::retry::{self, Verdict};
 use crate::route::Routes;
 use crate::sink::{Fallback, Sink};
@@ -53,6 +53,8 @@ pub struct Worker {
     in_trouble: AtomicBool,
     /// Who brings what this sink cannot, and what wakes its worker.
     fallback: Option<(Fallback, Wake)>,
+    /// The sink's own words.
+    template: Option<Arc<Template>>,
 }
 
 /// What a worker needs from its surroundings.
@@ -92,7 +94,14 @@ impl Worker {
             unsettled: Mutex::default(),
             in_trouble: AtomicBool::default(),
             fallback: None,
+            template: None,
         }
+    }
+
+    /// The same, with words for notices whose route has none of its own.
+    #[must_use]
+    pub fn in_the_words_of(self, template: Option<Arc<Template>>) -> Self {
+        Self { template, ..self }
     }
 
     /// The same, with another sink that brings what this one cannot; `wake` wakes its worker.
@@ -281,13 +290,16 @@ impl Worker {
     /// Sends what may go of some lanes; a lane whose head fails is left where it stands.
     async fn carry(&self, lanes: Vec<Lane>) -> Vec<Settlement> {
         let patience = self.sink.patience();
-        let mut load = Load::decide(lanes, &self.routes.load(), patience, self.clock.now());
+        let routes = self.routes.load_full();
+        let mut load = Load::decide(lanes, &routes, patience, self.clock.now());
         let per_send = self.sink.capacity().per_send;
         loop {
             let (batch, notices) = load.next(per_send);
             if notices.is_empty() {
                 break;
             }
+            let each = notices.into_iter();
+            let notices: Vec<_> = each.map(|notice| self.in_words(notice, &routes)).collect();
             let asked_at = self.clock.now();
             let mut verdicts = self.sink.send(&notices).await;
             tracing::trace!(target: "runbell::point", "sent");
@@ -321,6 +333,22 @@ impl Worker {
             }
         }
         load.settlements
+    }
+
+    /// A notice in the words of its route's template, or the sink's.
+    fn in_words(&self, notice: Notice, routes: &Routes) -> Notice {
+        if !self.sink.speaks_to_people() {
+            return notice;
+        }
+        let route = routes.route(&notice.route);
+        let of_route = route.and_then(|route| route.template.as_deref());
+        let notice = notice.in_words_of(of_route.or(self.template.as_deref()));
+        if let Some(Err(error)) = &notice.texts {
+            let route = &notice.route;
+            tracing::warn!(sink = &*self.name, route, %error, "a template failed");
+            self.metrics.template_failed(&self.name);
+        }
+        notice
     }
 
     /// Turns a verdict into what is recorded, and says until when the sink rests.

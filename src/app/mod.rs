@@ -22,6 +22,7 @@ use crate::deliver::{Surroundings, Worker};
 use crate::health::Readiness;
 use crate::metrics::Metrics;
 use crate::receive::{Parts, Receiver};
+use crate::render::Template;
 use crate::route::Routes;
 use crate::sink::http::Paces;
 use crate::sink::{Fallback, Sink};
@@ -128,6 +129,7 @@ impl App {
                 sink: sink.open(&clock, &mut paces),
                 wake: Wake::default(),
                 fallback: sink.fallback.clone(),
+                template: sink.template.clone(),
             })
             .collect();
         metrics.configured(config.sinks.iter().map(|sink| sink.name.clone()));
@@ -202,7 +204,8 @@ impl App {
         for open in &self.sinks {
             let name = &open.name;
             let (sink, wake) = (Arc::clone(&open.sink), open.wake.clone());
-            let mut worker = Worker::new(name, sink, wake, self.surroundings());
+            let worker = Worker::new(name, sink, wake, self.surroundings());
+            let mut worker = worker.in_the_words_of(open.template.clone());
             if let Some(fallback) = open.fallback.clone() {
                 let wake = wakes.get(&fallback.to).cloned().unwrap_or_default();
                 worker = worker.falling_back_to(fallback, wake);
@@ -336,6 +339,7 @@ struct OpenSink {
     /// Wakes its worker.
     wake: Wake,
     fallback: Option<Fallback>,
+    template: Option<Arc<Template>>,
 }
 
 fn wakes(sinks: &[OpenSink]) -> HashMap<String, Wake> {

@@ -11,8 +11,8 @@ use super::{Stop, output, settings, verify};
 use crate::clock::Clock;
 use crate::delivery::Marks;
 use crate::event::{EnvelopeKind, Event, Source};
-use crate::render;
-use crate::route::Routes;
+use crate::render::{self, Template};
+use crate::route::{Route, Routes};
 use crate::sink::Sink;
 use crate::sink::http::Paces;
 use crate::sns::TopicArn;
@@ -63,11 +63,16 @@ pub(super) fn run(config: &Path, args: &Args) -> Result<(), Stop> {
     let text = String::from_utf8(verify::read(&args.file)?).context("the file is no text")?;
     let first = config.topics.first().map(|topic| topic.arn.clone());
     let event = event(&text, args.topic.clone().or(first))?;
-    let explained = Routes::new(config.routes).explain(&event);
+    let routes = Routes::new(config.routes);
+    let explained = routes.explain(&event);
     let (clock, mut paces) = (Clock::system(), Paces::default());
     let opened = config.sinks.iter();
     let sinks: Vec<_> = opened
-        .map(|sink| (sink.name.clone(), sink.open(&clock, &mut paces)))
+        .map(|sink| Opened {
+            sink: sink.open(&clock, &mut paces),
+            name: &sink.name,
+            template: sink.template.as_deref(),
+        })
         .collect();
     let answer = Answer {
         kind: event.kind.word(),
@@ -79,7 +84,10 @@ pub(super) fn run(config: &Path, args: &Args) -> Result<(), Stop> {
                     .to
                     .iter()
                     .filter_map(|name| {
-                        Some((name.clone(), preview(&it.route, name, &event, &sinks)?))
+                        Some((
+                            name.clone(),
+                            preview(routes.route(&it.route)?, name, &event, &sinks)?,
+                        ))
                     })
                     .collect(),
                 route: it.route,
@@ -113,15 +121,26 @@ pub(super) fn run(config: &Path, args: &Args) -> Result<(), Stop> {
     Ok(())
 }
 
-fn preview(
-    route: &str,
-    name: &str,
-    event: &Event,
-    sinks: &[(String, Arc<dyn Sink>)],
-) -> Option<String> {
-    let (_, sink) = sinks.iter().find(|(known, _)| known == name)?;
-    let notice = render::notice(route, name, event.clone(), event.sent_at, Marks::default());
-    Some(sink.preview(&notice))
+/// A sink that is to show what it would send.
+struct Opened<'c> {
+    name: &'c str,
+    sink: Arc<dyn Sink>,
+    template: Option<&'c Template>,
+}
+
+fn preview(route: &Route, name: &str, event: &Event, sinks: &[Opened<'_>]) -> Option<String> {
+    let opened = sinks.iter().find(|opened| opened.name == name)?;
+    let template = route.template.as_deref().or(opened.template);
+    let template = template.filter(|_| opened.sink.speaks_to_people());
+    let received_at = event.sent_at;
+    let notice = render::notice(
+        &route.name,
+        name,
+        event.clone(),
+        received_at,
+        Marks::default(),
+    );
+    Some(opened.sink.preview(&notice.in_words_of(template)))
 }
 
 fn event(text: &str, topic: Option<TopicArn>) -> Result<Event, Stop> {

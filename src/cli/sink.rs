@@ -59,10 +59,12 @@ pub(super) fn run(path: &Path, command: &Command) -> Result<(), Stop> {
         return Err(anyhow!("the settings name no sink `{name}`{suggestion}").into());
     };
     let clock = Clock::system();
+    let template = sink.template.clone();
     let sink = sink.open(&clock, &mut Paces::default());
     let now = clock.now();
     let event = made_up(&config, *status, &clock);
-    let notice = render::notice("runbell sink test", name, event, now, Marks::default());
+    let notice = render::notice("runbell sink test", name, event, now, Marks::default())
+        .in_words_of(template.as_deref());
     let verdicts = block_on(async { Ok(sink.send(std::slice::from_ref(&notice)).await) })?;
     let verdict = verdicts
         .into_iter()

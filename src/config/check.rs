@@ -10,7 +10,7 @@ use crate::sns::verify::OLDEST;
 use crate::store::{self, Engine};
 
 mod doors;
-mod fallback;
+mod shared;
 mod streets;
 
 const SECTIONS: [&str; 7] = ["server", "admin", "store", "topic", "sink", "route", "log"];

@@ -36,6 +36,7 @@ pub struct Metrics {
     lateness: Histogram,
     deliveries: Family<SinkResult, Counter>,
     attempts: Family<SinkVerdict, Counter>,
+    template_failures: Family<Sink, Counter>,
     delay: Family<Sink, Histogram, fn() -> Histogram>,
     rescued: Counter,
     answers: Family<Code, Counter>,
@@ -130,6 +131,7 @@ impl Metrics {
             lateness: Histogram::new([1.0, 5.0, 25.0, 65.0, 300.0, 900.0, 3600.0, 21600.0]),
             deliveries: Family::default(),
             attempts: Family::default(),
+            template_failures: Family::default(),
             delay: Family::new_with_constructor(delay_histogram),
             rescued: Counter::default(),
             answers: Family::default(),
@@ -186,6 +188,12 @@ impl Metrics {
         self.deliveries
             .get_or_create(&SinkResult { sink, result })
             .inc_by(count);
+    }
+
+    /// A template failed, and a notice went in the usual words.
+    pub fn template_failed(&self, sink: &str) {
+        let sink = sink.to_owned();
+        self.template_failures.get_or_create(&Sink { sink }).inc();
     }
 
     /// A sink was tried and answered with `verdict`.
@@ -307,6 +315,11 @@ impl Metrics {
             "runbell_attempts",
             "Tries to send, by what the sink answered",
             self.attempts.clone(),
+        );
+        to.register(
+            "runbell_template_failures",
+            "Notices that went in the usual words because their template failed",
+            self.template_failures.clone(),
         );
         to.register_with_unit(
             "runbell_delivery_delay",

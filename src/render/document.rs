@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::Notice;
-use super::plain::Plain;
+use super::plain::{Lines, Plain};
 use crate::delivery::Digest;
 use crate::event::{CommandStatus, Event, Kind, Status};
 
@@ -25,7 +25,7 @@ pub struct Document {
     /// A command that shows more, ready to be pasted.
     pub paste: Option<Plain>,
     /// The text of a message that is no status.
-    pub text: Option<Plain>,
+    pub text: Option<Lines>,
     /// Whether something was left out to make it fit.
     pub is_cut: bool,
 }
@@ -84,6 +84,17 @@ impl Tone {
         }
     }
 
+    /// The word for it in templates.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Neutral => "neutral",
+            Self::Good => "good",
+            Self::Warning => "warning",
+            Self::Bad => "bad",
+        }
+    }
+
     /// A sign for those who do not see the colour.
     #[must_use]
     pub const fn sign(self) -> &'static str {
@@ -97,9 +108,33 @@ impl Tone {
 }
 
 impl Document {
-    /// What a person shall read of one event.
+    /// What a person shall read of a notice: in the words of its template, if it has one that did not
+    /// fail.
     #[must_use]
     pub fn of(notice: &Notice) -> Self {
+        let mut document = Self::of_event(notice);
+        match &notice.texts {
+            None => {}
+            Some(Ok(texts)) => {
+                if let Some(title) = &texts.title {
+                    document.title = title.clone();
+                }
+                if let Some(body) = &texts.body {
+                    document.text = Some(body.clone());
+                    document.facts = Vec::new();
+                    document.paste = None;
+                }
+            }
+            Some(Err(why)) => {
+                let mark = format!("its template failed, so these are the usual words: {why}");
+                document.marks.push(mark.into());
+            }
+        }
+        document
+    }
+
+    /// What a person shall read of one event, in our own words.
+    pub(super) fn of_event(notice: &Notice) -> Self {
         let event = &notice.event;
         let mut document = match (&event.kind, &notice.digest) {
             (Kind::Summary(it) | Kind::Invocation(it), Some(digest)) => {
@@ -127,8 +162,8 @@ impl Document {
         const SHORTER: usize = 40;
         self.is_cut = true;
         if let Some(text) = &self.text {
-            let half = text.text().chars().count() / 2;
-            self.text = (half > SHORT).then(|| text.cut(half).into_owned());
+            let half = text.chars() / 2;
+            self.text = (half > SHORT).then(|| text.cut(half));
             return true;
         }
         let too_long = |value: &Plain, most: usize| value.text().chars().count() > most;
@@ -325,7 +360,7 @@ fn of_message(event: &Event) -> Document {
         ],
         link: None,
         paste: None,
-        text: Some(Plain::new(&event.body)),
+        text: Some(Lines::new(&event.body)),
         is_cut: false,
     }
 }

@@ -13,9 +13,12 @@ use crate::event::Event;
 
 mod document;
 mod plain;
+mod samples;
+mod template;
 
 pub use document::{Document, Fact, Link, Tone};
-pub use plain::{Markup, Plain};
+pub use plain::{Lines, Markup, Plain};
+pub use template::{Compiled, Settings as TemplateSettings, Template, TemplateError, Texts, WORDS};
 
 /// What a sink is to tell: one event, with what its reader has to know besides.
 #[derive(Clone, Debug)]
@@ -34,6 +37,8 @@ pub struct Notice {
     pub digest: Option<Digest>,
     /// What part of it arrived at an earlier attempt, in the sink's own words.
     pub progress: Option<String>,
+    /// What templates made of it, or why they did not: then it goes in our own words.
+    pub texts: Option<Result<Texts, TemplateError>>,
     /// What the sink calls the message to which notices of this command refer: they answer it, and a
     /// digest takes its place.
     pub thread: Option<String>,
@@ -56,7 +61,17 @@ pub fn notice(
         marks,
         digest: None,
         progress: None,
+        texts: None,
         thread: None,
+    }
+}
+
+impl Notice {
+    /// The same in the words of a template, if there is one.
+    #[must_use]
+    pub fn in_words_of(mut self, template: Option<&Template>) -> Self {
+        self.texts = template.map(|template| template.texts(&self));
+        self
     }
 }
 

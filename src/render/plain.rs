@@ -14,6 +14,8 @@ pub struct Plain(String);
 pub enum Markup {
     /// HTML, within an element or a quoted attribute.
     Html,
+    /// HTML as Telegram reads it, which looks for `@` mentions besides.
+    Telegram,
     /// Slack's: `&`, `<` and `>` begin everything that has a meaning, mentions included.
     Slack,
     /// Markdown as chat systems read it, and their `@` mentions.
@@ -59,16 +61,16 @@ impl Plain {
         for each in self.0.chars() {
             match (markup, each) {
                 (_, '&') if markup != Markup::Markdown => out.push_str("&amp;"),
-                (Markup::Html | Markup::Slack, '<') => out.push_str("&lt;"),
-                (Markup::Html | Markup::Slack, '>') => out.push_str("&gt;"),
-                (Markup::Html, '"') => out.push_str("&quot;"),
-                (Markup::Html, '\'') => out.push_str("&#39;"),
+                (Markup::Html | Markup::Telegram | Markup::Slack, '<') => out.push_str("&lt;"),
+                (Markup::Html | Markup::Telegram | Markup::Slack, '>') => out.push_str("&gt;"),
+                (Markup::Html | Markup::Telegram, '"') => out.push_str("&quot;"),
+                (Markup::Html | Markup::Telegram, '\'') => out.push_str("&#39;"),
                 // Slack has no escape for these: they are kept from being a pair.
                 (Markup::Slack, '*' | '_' | '~' | '`') => {
                     out.push(ZERO_WIDTH_SPACE);
                     out.push(each);
                 }
-                (Markup::Markdown, '@') => {
+                (Markup::Markdown | Markup::Telegram, '@') => {
                     out.push(each);
                     out.push(ZERO_WIDTH_SPACE);
                 }
@@ -91,7 +93,7 @@ impl Plain {
     pub fn in_code(&self, markup: Markup) -> String {
         let text = self.0.replace('`', "'");
         match markup {
-            Markup::Html | Markup::Slack => Self(text).in_markup(Markup::Html),
+            Markup::Html | Markup::Telegram | Markup::Slack => Self(text).in_markup(Markup::Html),
             Markup::Markdown => text,
         }
     }
@@ -108,6 +110,78 @@ impl Plain {
             }
             _ => Cow::Borrowed(self),
         }
+    }
+}
+
+/// Text of several lines that somebody wrote.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lines(Vec<Plain>);
+
+impl Lines {
+    /// Takes a text line by line. Blank lines at its ends, and more than one in a row, are left out.
+    #[must_use]
+    pub fn new(text: &str) -> Self {
+        let mut lines: Vec<Plain> = Vec::new();
+        for line in text.lines().map(Plain::new) {
+            let follows_blank = lines.last().is_none_or(Plain::is_blank);
+            if !(follows_blank && line.is_blank()) {
+                lines.push(line);
+            }
+        }
+        if lines.last().is_some_and(Plain::is_blank) {
+            lines.pop();
+        }
+        Self(lines)
+    }
+
+    /// The text itself, for a place that is never read as markup.
+    #[must_use]
+    pub fn text(&self) -> String {
+        self.joined(|line| line.text().to_owned(), "\n")
+    }
+
+    /// The text in a markup, with what breaks a line there.
+    #[must_use]
+    pub fn in_markup(&self, markup: Markup, line_break: &str) -> String {
+        self.joined(|line| line.in_markup(markup), line_break)
+    }
+
+    /// How many characters it has.
+    #[must_use]
+    pub fn chars(&self) -> usize {
+        let each = self.0.iter();
+        let chars: usize = each.map(|line| line.text().chars().count() + 1).sum();
+        chars.saturating_sub(1)
+    }
+
+    /// At most so many characters, the last of them an ellipsis when something was left out.
+    #[must_use]
+    pub fn cut(&self, chars: usize) -> Self {
+        if self.chars() <= chars {
+            return self.clone();
+        }
+        let mut left = chars;
+        let mut kept = Vec::new();
+        for line in &self.0 {
+            let size = line.text().chars().count();
+            if size + 1 >= left {
+                // One less, so that it shows even where a line ends just there.
+                let most = if size > left {
+                    left
+                } else {
+                    size.saturating_sub(1)
+                };
+                kept.push(line.cut(most).into_owned());
+                break;
+            }
+            left -= size + 1;
+            kept.push(line.clone());
+        }
+        Self(kept)
+    }
+
+    fn joined(&self, line: impl Fn(&Plain) -> String, line_break: &str) -> String {
+        self.0.iter().map(line).collect::<Vec<_>>().join(line_break)
     }
 }
 
@@ -151,6 +225,23 @@ mod tests {
     fn what_hides_or_moves_text_is_left_out() {
         let text = Plain::new("a\r\nb\u{202e}c\u{0007}d\u{2066}e\u{0}");
         assert_eq!(text.text(), "a  bcde");
+    }
+
+    #[test]
+    fn lines_stay_lines_and_a_cut_says_so() {
+        let text = Lines::new("\n\none *a*\r\n\n\n\ntwo\n");
+        assert_eq!(text.text(), "one *a*\n\ntwo");
+        assert_eq!(
+            text.in_markup(Markup::Markdown, "<br>"),
+            "one \\*a\\*<br><br>two"
+        );
+        assert_eq!(text.cut(100), text);
+        assert_eq!(text.cut(10).text(), "one *a*\n\n…");
+        assert_eq!(text.cut(4).text(), "one…");
+        for most in 0..20 {
+            assert!(text.cut(most).text().chars().count() <= most.max(1));
+        }
+        assert_eq!(Lines::new("  \n").text(), "");
     }
 
     #[test]

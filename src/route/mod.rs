@@ -4,6 +4,7 @@
 //! `runbell route` and `runbell check` ask to explain.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -11,6 +12,7 @@ use serde::Deserialize;
 use crate::delivery::{Hold, LaneKey, Leading, Owed, Release, SortKey};
 use crate::event::{Event, Kind, Status};
 use crate::fault::Fault;
+use crate::render::{Template, TemplateSettings};
 use crate::units::Span;
 
 mod when;
@@ -84,6 +86,8 @@ pub struct Settings {
     pub block_for: Option<Span>,
     /// Few notices for a whole command, in place of one for each event.
     pub digest: Option<DigestSettings>,
+    /// Words in place of the usual ones, for sinks that speak to people.
+    pub template: Option<TemplateSettings>,
 }
 
 /// How a digest gathers, as it is written.
@@ -128,6 +132,8 @@ pub struct Route {
     pub block_for: Option<Duration>,
     /// Few notices for a whole command, in place of one for each event.
     pub digest: Option<Digest>,
+    /// Words in place of the usual ones, for sinks that speak to people.
+    pub template: Option<Arc<Template>>,
 }
 
 /// The routes, in the order in which they are asked.
@@ -191,6 +197,10 @@ impl Settings {
                 "`gather` is at most `every`, and that is at most a day",
             ));
         }
+        let template = self.template.and_then(|template| {
+            let checked = template.check();
+            checked.map_err(|more| faults.extend(more)).ok()
+        });
         match self.when.check() {
             Ok(when) if faults.is_empty() => Ok(Route {
                 name: self.name,
@@ -203,6 +213,7 @@ impl Settings {
                 send_redundant: self.redundant == Redundant::Send,
                 block_for: self.block_for.map(|span| span.0),
                 digest,
+                template,
             }),
             checked => {
                 faults.extend(checked.err().unwrap_or_default());

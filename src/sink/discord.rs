@@ -167,7 +167,7 @@ impl Embed {
             .collect();
         // An escape doubles a character at most.
         if let Some(text) = &document.text {
-            lines.push(text.cut(DESCRIPTION / 4).in_markup(Markup::Markdown));
+            lines.push(text.cut(DESCRIPTION / 4).in_markup(Markup::Markdown, "\n"));
         }
         if let Some(paste) = &document.paste {
             let paste = paste.cut(FIELD).in_code(Markup::Markdown);

@@ -104,7 +104,7 @@ fn message(document: &Document, notice: &Notice) -> Value {
         widgets.push(widget(fact.name, fact.value.in_markup(Markup::Html)));
     }
     if let Some(text) = &document.text {
-        widgets.push(widget("Message", text.in_markup(Markup::Html)));
+        widgets.push(widget("Message", text.in_markup(Markup::Html, "<br>")));
     }
     if let Some(paste) = &document.paste {
         widgets.push(widget("Show its output", paste.in_markup(Markup::Html)));

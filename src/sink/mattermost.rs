@@ -102,7 +102,7 @@ fn attachment(document: &Document) -> Value {
         .map(|mark| format!("*{}*", mark.in_markup(Markup::Markdown)))
         .collect();
     if let Some(text) = &document.text {
-        lines.push(text.in_markup(Markup::Markdown));
+        lines.push(text.in_markup(Markup::Markdown, "\n"));
     }
     if let Some(paste) = &document.paste {
         lines.push(format!("```\n{}\n```", paste.in_code(Markup::Markdown)));

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 
 use crate::clock::Clock;
-use crate::render::Notice;
+use crate::render::{Notice, Template};
 use crate::retry::{Patience, Verdict};
 
 pub mod alertmanager;
@@ -56,6 +56,11 @@ pub trait Sink: Send + Sync + 'static {
         false
     }
 
+    /// Whether it tells people what happened, in words that they can choose, or machines, as data.
+    fn speaks_to_people(&self) -> bool {
+        false
+    }
+
     /// How long it is worth trying.
     fn patience(&self) -> Patience {
         Patience::default()
@@ -85,6 +90,8 @@ pub struct Configured {
     pub kind: Kind,
     /// Who brings what it cannot.
     pub fallback: Option<Fallback>,
+    /// Words in place of the usual ones, where a route has none.
+    pub template: Option<Arc<Template>>,
 }
 
 /// Another sink that brings what one cannot.
@@ -118,6 +125,16 @@ impl Configured {
         match &self.kind {
             Kind::File(_) | Kind::Stdout(_) | Kind::Exec(_) => false,
             Kind::Http(checked) => checked.vendor.takes_digests(),
+            Kind::Email(_) => true,
+        }
+    }
+
+    /// Whether it tells people what happened, in words that they can choose, or machines, as data.
+    #[must_use]
+    pub fn speaks_to_people(&self) -> bool {
+        match &self.kind {
+            Kind::File(_) | Kind::Stdout(_) | Kind::Exec(_) => false,
+            Kind::Http(checked) => checked.vendor.speaks_to_people(),
             Kind::Email(_) => true,
         }
     }

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::http::{self, Answer, Call, Checked, Rate, Vendor};
 use crate::fault::Fault;
-use crate::render::{Document, Notice, Tone};
+use crate::render::{Document, Lines, Notice, Tone};
 use crate::retry::{Scope, Verdict};
 use crate::secret::SecretText;
 
@@ -139,7 +139,7 @@ fn text(document: &Document) -> String {
     let marks = document.marks.iter().map(|mark| mark.text().to_owned());
     let facts = document.facts.iter();
     let facts = facts.map(|fact| format!("{}: {}", fact.name, fact.value.text()));
-    let text = document.text.iter().map(|text| text.text().to_owned());
+    let text = document.text.iter().map(Lines::text);
     let cut = document.is_cut.then(|| "(shortened)".to_owned());
     let mut lines: Vec<String> = marks.chain(facts).chain(text).chain(cut).collect();
     if lines.is_empty() {

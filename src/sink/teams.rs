@@ -108,7 +108,9 @@ fn message(document: &Document) -> Value {
         ]));
     }
     if let Some(text) = &document.text {
-        body.push(paragraph(&[run(text.text(), &[])]));
+        for line in text.text().lines() {
+            body.push(paragraph(&[run(line, &[])]));
+        }
     }
     if let Some(paste) = &document.paste {
         body.push(paragraph(&[run(

@@ -206,7 +206,7 @@ fn fitted(notice: &Notice) -> String {
 }
 
 fn text(document: &Document) -> String {
-    let html = |text: &crate::render::Plain| text.in_markup(Markup::Html);
+    let html = |text: &crate::render::Plain| text.in_markup(Markup::Telegram);
     let sign = document.tone.sign();
     let mut lines = vec![format!("{sign} <b>{}</b>", html(&document.title))];
     for mark in &document.marks {
@@ -216,7 +216,7 @@ fn text(document: &Document) -> String {
         lines.push(format!("<b>{}:</b> {}", fact.name, html(&fact.value)));
     }
     if let Some(text) = &document.text {
-        lines.push(html(text));
+        lines.push(text.in_markup(Markup::Telegram, "\n"));
     }
     if let Some(paste) = &document.paste {
         lines.push(format!("<pre>{}</pre>", html(paste)));

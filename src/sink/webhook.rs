@@ -21,7 +21,7 @@ use serde::Deserialize;
 use super::http::{self, Call, Checked, Vendor};
 use super::record::write_line;
 use crate::fault::Fault;
-use crate::render::Notice;
+use crate::render::{Compiled, Notice, TemplateError};
 use crate::secret::SecretText;
 
 /// What a secret begins with, as the specification has it.
@@ -46,6 +46,10 @@ pub struct Settings {
     pub headers: BTreeMap<String, SecretText>,
     /// How many calls may be under way at once.
     pub at_once: Option<usize>,
+    /// A template of the whole payload; the event as JSON when it is left out.
+    pub payload: Option<String>,
+    /// What the payload is, if not JSON.
+    pub content_type: Option<String>,
     /// The connection.
     #[serde(default)]
     pub http: http::Settings,
@@ -70,6 +74,8 @@ struct Webhook {
     keys: Vec<PKey<openssl::pkey::Private>>,
     headers: HeaderMap,
     at_once: usize,
+    /// Written in place of the event.
+    payload: Option<Compiled>,
 }
 
 impl Settings {
@@ -100,6 +106,21 @@ impl Settings {
                 Err(why) => faults.push(Fault::at(&["secrets", &number.to_string()], why)),
             }
         }
+        if let Some(text) = self.content_type {
+            match HeaderValue::from_str(&text) {
+                Ok(value) => drop(headers.insert(CONTENT_TYPE, value)),
+                Err(_) => faults.push(Fault::at(&["content_type"], "this is no content type")),
+            }
+        }
+        let payload = self.payload.and_then(|text| {
+            let compiled = if is_json(&headers) {
+                Compiled::json(text)
+            } else {
+                Compiled::new(text)
+            };
+            let wrong = |error: TemplateError| Fault::at(&["payload"], error.to_string());
+            compiled.map_err(|error| faults.push(wrong(error))).ok()
+        });
         let at_once = self.at_once.unwrap_or(4);
         if !(1..=64).contains(&at_once) {
             faults.push(Fault::at(&["at_once"], "from 1 to 64"));
@@ -115,6 +136,7 @@ impl Settings {
                     },
                     keys,
                     headers,
+                    payload,
                     at_once,
                 }),
                 connection,
@@ -126,6 +148,12 @@ impl Settings {
             }
         }
     }
+}
+
+/// Whether the payload is JSON, as it is when nobody says.
+fn is_json(headers: &HeaderMap) -> bool {
+    let said = headers.get(CONTENT_TYPE);
+    said.is_none_or(|value| value.to_str().is_ok_and(|text| text.contains("json")))
 }
 
 fn key(secret: &str) -> Result<PKey<openssl::pkey::Private>, &'static str> {
@@ -140,6 +168,29 @@ fn key(secret: &str) -> Result<PKey<openssl::pkey::Private>, &'static str> {
 }
 
 impl Webhook {
+    /// What its template makes of a notice, or the event as JSON.
+    fn body(&self, notice: &Notice) -> Vec<u8> {
+        if let Some(payload) = &self.payload {
+            let written = if is_json(&self.headers) {
+                payload.json_of(notice)
+            } else {
+                payload.of(notice)
+            };
+            match written {
+                Ok(text) => return text.into_bytes(),
+                Err(error) => tracing::warn!(
+                    route = notice.route,
+                    %error,
+                    "the payload's template failed; the event goes as it would without"
+                ),
+            }
+        }
+        let mut body = Vec::new();
+        write_line(notice, &mut body);
+        body.pop();
+        body
+    }
+
     /// One signature for each secret.
     fn signatures(&self, id: &str, at: &str, body: &[u8]) -> String {
         let sign = |key| {
@@ -161,6 +212,10 @@ impl Vendor for Webhook {
     }
 
     fn takes_digests(&self) -> bool {
+        self.payload.is_some()
+    }
+
+    fn speaks_to_people(&self) -> bool {
         false
     }
 
@@ -169,9 +224,7 @@ impl Vendor for Webhook {
     }
 
     fn call(&self, notice: &Notice, at: Timestamp) -> Call {
-        let mut body = Vec::new();
-        write_line(notice, &mut body);
-        body.pop();
+        let body = self.body(notice);
         let at = at.as_second().to_string();
         let mut headers = self.headers.clone();
         let mut header = |name, value: &str| {
@@ -211,6 +264,7 @@ mod tests {
             method: Method::POST,
             keys: vec![key("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap()],
             headers: HeaderMap::new(),
+            payload: None,
             at_once: 1,
         };
         assert_eq!(

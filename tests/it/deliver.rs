@@ -11,7 +11,7 @@ use runbell::deliver::{Surroundings, Worker};
 use runbell::delivery::LaneKey;
 use runbell::event::{Event, Kind};
 use runbell::metrics::Metrics;
-use runbell::render::{Document, Notice};
+use runbell::render::{Document, Notice, TemplateSettings};
 use runbell::retry::{Scope, Verdict};
 use runbell::route::Routes;
 use runbell::sink::{Capacity, Fallback, Sink};
@@ -31,6 +31,10 @@ struct Scripted {
 
 #[async_trait]
 impl Sink for Scripted {
+    fn speaks_to_people(&self) -> bool {
+        true
+    }
+
     fn capacity(&self) -> Capacity {
         Capacity {
             per_send: 100,
@@ -289,12 +293,12 @@ async fn a_sink_in_trouble_for_long_hands_over_and_is_tried_again_with_what_come
         assert_eq!(place.seen(), []);
         assert_eq!((waiting("s").await, waiting("t").await), (0, 4));
     }
-    // Then the next that comes finds out that it is well again.
+    // Then the next that waits finds out that it is well again.
     place.sink.answers.lock().unwrap().clear();
     place.clock.set(rests_until.max(at(303)));
     place.arrives("m-well", LaneKey::Instance).await;
     place.worker.step().await.unwrap();
-    assert_eq!(place.seen().last().unwrap().0, "m-well");
+    assert_eq!(place.seen().len(), 1, "the oldest that waits");
     let leased = store.lease("s", place.clock.now(), 9).await.unwrap();
     assert_eq!(leased.in_trouble_since, None);
 }
@@ -460,6 +464,36 @@ async fn what_comes_after_the_end_corrects_it_and_who_never_spoke_is_counted() {
             "40: Success: d: 1 succeeded, 2 never heard of",
             "110: Success: d: 2 succeeded, 1 never heard of",
         ]
+    );
+}
+
+#[tokio::test]
+async fn a_template_that_fails_costs_a_notice_its_words_only() {
+    let template = |title: &str| {
+        let settings = TemplateSettings {
+            title: Some(title.to_owned()),
+            body: None,
+        };
+        Some(settings.check().unwrap())
+    };
+    let mut place = Place::open(Clock::by_hand(at(1)), []);
+    place.worker = place.worker.in_the_words_of(template(
+        "{{ 'x' * 300000 if instance == 'm-1' else status }}!",
+    ));
+    place.arrive(2, LaneKey::Topic).await;
+    place.worker.step().await.unwrap();
+    let seen = std::mem::take(&mut *place.sink.seen.lock().unwrap());
+    let documents: Vec<_> = seen.iter().map(Document::of).collect();
+    assert_eq!(documents[0].title.text(), "Success!");
+    assert!(documents[0].marks.is_empty());
+    assert_eq!(
+        documents[1].title.text(),
+        "Success: AWS-RunShellScript on m-1"
+    );
+    let mark = documents[1].marks[0].text();
+    assert!(
+        mark.contains("template failed") && mark.contains("256 KiB"),
+        "{mark}"
     );
 }
 

@@ -15,6 +15,7 @@ mod fleet;
 mod floors;
 mod harness;
 mod order;
+mod previews;
 mod sinks;
 mod store;
 mod threads;

@@ -14,7 +14,7 @@ use runbell::clock::Clock;
 use runbell::config::{Config, Surroundings};
 use runbell::delivery::Marks;
 use runbell::event::{EnvelopeKind, Event, Source};
-use runbell::render::{self, Notice};
+use runbell::render::{self, Lines, Notice, Plain, TemplateSettings, Texts};
 use runbell::retry::{Scope, Verdict};
 use runbell::sink::http::{Paces, Vendor};
 use runbell::sink::{Kind, Sink};
@@ -297,12 +297,17 @@ fn configured(case: &Case, base: &str, http: &str) -> Kind {
 }
 
 pub(crate) fn open(case: &Case, base: &str, http: &str) -> Arc<dyn Sink> {
+    open_at(&Clock::system(), case, base, http)
+}
+
+pub(crate) fn open_at(clock: &Clock, case: &Case, base: &str, http: &str) -> Arc<dyn Sink> {
     let configured = runbell::sink::Configured {
         name: "s".to_owned(),
         kind: configured(case, base, http),
         fallback: None,
+        template: None,
     };
-    configured.open(&Clock::system(), &mut Paces::default())
+    configured.open(clock, &mut Paces::default())
 }
 
 fn vendor(case: &Case) -> Arc<dyn Vendor> {
@@ -312,7 +317,7 @@ fn vendor(case: &Case) -> Arc<dyn Vendor> {
     }
 }
 
-fn notice_of(body: &str) -> Notice {
+pub(crate) fn notice_of(body: &str) -> Notice {
     let now: Timestamp = "2026-11-23T10:00:00Z".parse().unwrap();
     let event = Event::read(&Source {
         topic: "arn:aws:sns:eu-central-1:123456789012:run-command",
@@ -549,6 +554,61 @@ async fn a_webhook_is_signed_and_its_id_is_the_same_at_every_try() {
 }
 
 #[tokio::test]
+async fn a_payload_can_be_a_template_of_its_own() {
+    let case = Case {
+        settings: "url = { env = 'URL' }\nsecrets = [{ env = 'SIGN' }]\n\
+                   payload = '{\"text\": {{ title | tojson }}, \"doc\": {{ document | tojson }}{% if instance == \"i-9\" %}, oops{% endif %}}'",
+        ..webhook()
+    };
+    let service = Service::start().await;
+    let sink = open(&case, &service.base, "");
+    service.will_answer(204, "");
+    let evil = "\"}, {\"a\": \"b";
+    assert_eq!(send(&*sink, &failed("i-1", evil)).await.word(), "sent");
+    let asked = service.asked();
+    assert_eq!(asked[0].body["doc"], evil);
+    assert_eq!(asked[0].body.as_object().unwrap().len(), 2);
+    assert!(asked[0].headers.contains_key("webhook-signature"));
+    // One that turns out to write no JSON costs the notice its words and nothing else.
+    service.will_answer(204, "");
+    assert_eq!(send(&*sink, &failed("i-9", "d")).await.word(), "sent");
+    assert_eq!(service.asked()[0].body["instance"], "i-9");
+}
+
+fn webhook() -> Case {
+    let [webhook, ..] = CASES;
+    webhook
+}
+
+#[tokio::test]
+async fn a_template_chooses_the_words_and_means_nothing_to_a_service() {
+    let settings = TemplateSettings {
+        title: Some("{{ document }} {{ status }}".to_owned()),
+        body: Some("<!channel> on\n*{{ instance }}*".to_owned()),
+    };
+    let template = settings.check().unwrap();
+    for case in CASES.iter().filter(|case| case.kind != "webhook") {
+        let service = Service::start().await;
+        let sink = open(case, &service.base, "");
+        assert!(sink.speaks_to_people(), "{}", case.kind);
+        service.will_answer(case.sent.0, case.sent.1);
+        let notice = failed("i-0abc", "AWS-Doc").in_words_of(Some(&template));
+        assert_eq!(send(&*sink, &notice).await.word(), "sent");
+        let body = service.asked()[0].body.to_string();
+        assert!(body.contains("AWS-Doc Failed"), "{}: {body}", case.kind);
+        assert!(!body.contains("Event time"), "{}: {body}", case.kind);
+        assert!(
+            body.contains("console.aws.amazon.com"),
+            "{}: {body}",
+            case.kind
+        );
+        if case.kind == "slack" {
+            assert!(!body.contains("<!channel>"), "{body}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_success_is_a_change_and_an_incident_ends_when_another_end_is_told() {
     let case = CASES.iter().find(|case| case.kind == "pagerduty").unwrap();
     let service = Service::start().await;
@@ -629,7 +689,7 @@ proptest! {
     #[test]
     fn any_message_fits_any_service(
         document in any_text(), instance in any_text(), command in any_text(), other in any_text(),
-        is_status in any::<bool>(),
+        is_status in any::<bool>(), title in any_text(), has_template in any::<bool>(),
     ) {
         let body = if is_status {
             json!({
@@ -639,7 +699,12 @@ proptest! {
         } else {
             other
         };
-        let notice = notice_of(&body);
+        let mut notice = notice_of(&body);
+        if has_template {
+            let title = Some(Plain::new(&format!("Failed essage {title}")));
+            let body = Some(Lines::new(&document));
+            notice.texts = Some(Ok(Texts { title, body }));
+        }
         let at: Timestamp = "2026-11-23T10:00:01Z".parse().unwrap();
         for case in &CASES {
             let vendor = vendor(case);

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use toml::Value;
 
 use super::doors::reveal;
-use super::fallback::{fallback, fallbacks, one_by_one};
+use super::shared::{Shared, fallbacks, one_by_one, shared};
 use crate::config::Surroundings;
 use crate::config::document::Document;
 use crate::config::file::TopicFile;
@@ -91,7 +91,7 @@ pub(super) fn sinks(document: &mut Document, around: &Surroundings<'_>) -> Vec<C
             );
             continue;
         };
-        let fallback = fallback(document, &name, &mut table);
+        let Shared { fallback, template } = shared(document, &name, &mut table);
         let mut rest = Value::Table(table);
         let mut path: Vec<String> = at.iter().map(|key| (*key).to_owned()).collect();
         if !reveal_all(document, around, &mut path, &mut rest) {
@@ -155,11 +155,19 @@ pub(super) fn sinks(document: &mut Document, around: &Surroundings<'_>) -> Vec<C
             );
         }
         if let Some(kind) = kind {
-            sinks.push(Configured {
+            let configured = Configured {
                 name,
                 kind,
                 fallback,
-            });
+                template,
+            };
+            if configured.template.is_some() && !configured.speaks_to_people() {
+                document.fault(
+                    &["sink", &configured.name, "template"],
+                    "this sink writes events as data: there is no title and no body in them",
+                );
+            }
+            sinks.push(configured);
         }
     }
     fallbacks(document, &sinks);

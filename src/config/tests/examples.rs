@@ -26,6 +26,31 @@ fn uncommented(all: bool) -> String {
 }
 
 #[test]
+fn the_templates_of_the_documentation_work() {
+    let page = include_str!("../../../docs/templates.md");
+    let (_, rest) = page.split_once("```toml\n").unwrap();
+    let (example, table) = rest.split_once("```").unwrap();
+    let text = format!(
+        "{example}\n[server]\nlisten = '127.0.0.1:0'\n[store]\nurl = 'sqlite:x.db'\n\
+         [[topic]]\narn = 'arn:aws:sns:eu-central-1:123456789012:run-command'\n\
+         [[route]]\nname = 'rest'\nto = ['hook']\n\
+         [sink.ops]\ntype = 'slack'\nurl = {{ env = 'URL' }}\n\
+         [sink.oncall]\ntype = 'teams'\nurl = {{ env = 'URL' }}\n"
+    );
+    let around = Surroundings {
+        folder: Path::new("/etc/runbell"),
+        variable: &|_| Some("https://example.com/x".to_owned()),
+    };
+    let parsed = Config::parse(&text, Path::new("runbell.toml"), &around);
+    parsed.unwrap_or_else(|faults| panic!("{faults}"));
+    let words: Vec<&str> = table
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
+        .collect();
+    assert_eq!(words, crate::render::WORDS);
+}
+
+#[test]
 fn the_example_shows_the_defaults() {
     let (shown, warnings) = parse(&uncommented(false)).unwrap_or_else(|faults| panic!("{faults}"));
     let (left_out, _) = parse(EXAMPLE).unwrap_or_else(|faults| panic!("{faults}"));

@@ -62,7 +62,7 @@ fn write(document: &Document, to: &mut String) -> std::fmt::Result {
         to.push_str("</table>\n</td></tr>\n");
     }
     if let Some(text) = &document.text {
-        let text = escaped(text);
+        let text = text.in_markup(Markup::Html, "<br>");
         writeln!(
             to,
             "<tr><td style=\"padding:0 0 12px;word-break:break-word\">{text}</td></tr>"

@@ -253,6 +253,10 @@ impl Email {
 
 #[async_trait]
 impl Sink for Email {
+    fn speaks_to_people(&self) -> bool {
+        true
+    }
+
     fn capacity(&self) -> Capacity {
         Capacity {
             per_send: 1,

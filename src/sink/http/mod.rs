@@ -129,6 +129,11 @@ pub trait Vendor: Send + Sync + 'static {
         false
     }
 
+    /// Whether it tells people what happened, in words that they can choose.
+    fn speaks_to_people(&self) -> bool {
+        true
+    }
+
     /// Whether it has a place for a notice that tells of many events at once.
     fn takes_digests(&self) -> bool {
         true
@@ -449,6 +454,10 @@ impl Sink for HttpSink {
 
     fn keeps_threads(&self) -> bool {
         self.vendor.keeps_threads()
+    }
+
+    fn speaks_to_people(&self) -> bool {
+        self.vendor.speaks_to_people()
     }
 
     fn preview(&self, notice: &Notice) -> String {

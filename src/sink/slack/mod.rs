@@ -107,8 +107,13 @@ fn payload(document: &Document) -> Map<String, Value> {
         Some(link) => format!("{sign} *<{}|{title}>*", link.url),
         None => format!("{sign} *{title}*"),
     };
-    let section =
-        |text: String| json!({ "type": "section", "text": { "type": "mrkdwn", "text": text } });
+    let section = |text: String| {
+        json!({
+            "type": "section",
+            // Nothing is made a link or a mention by itself.
+            "text": { "type": "mrkdwn", "text": text, "verbatim": true },
+        })
+    };
     let mut blocks = vec![section(headline)];
     let body = body(document);
     if !body.is_empty() {
@@ -120,10 +125,15 @@ fn payload(document: &Document) -> Map<String, Value> {
     }
     let colour = format!("#{:06x}", document.tone.colour());
     Map::from_iter([
-        ("text".to_owned(), format!("{sign} {title}").into()),
+        // A text of its own would stand above the attachment, and say the title twice. The fallback is
+        // what notifications show.
         (
             "attachments".to_owned(),
-            json!([{ "color": colour, "blocks": blocks }]),
+            json!([{
+                "color": colour,
+                "fallback": format!("{sign} {title}"),
+                "blocks": blocks,
+            }]),
         ),
         ("unfurl_links".to_owned(), false.into()),
         ("unfurl_media".to_owned(), false.into()),
@@ -141,7 +151,7 @@ fn body(document: &Document) -> String {
         lines.push(format!("*{}:* {value}", fact.name));
     }
     if let Some(text) = &document.text {
-        lines.push(text.in_markup(Markup::Slack));
+        lines.push(text.in_markup(Markup::Slack, "\n"));
     }
     if document.is_cut {
         lines.push("_shortened: `runbell event show` has all of it_".to_owned());

@@ -1,5 +1,6 @@
-//! Sinks that bring what others cannot.
+//! What every sink can have, whatever its type: a fallback that brings what it cannot, and words.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -7,6 +8,7 @@ use toml::Value;
 
 use crate::config::document::Document;
 use crate::fault::meant;
+use crate::render::{Template, TemplateSettings};
 use crate::route::Route;
 use crate::sink::{Configured, Fallback};
 use crate::units::Span;
@@ -14,37 +16,47 @@ use crate::units::Span;
 /// How long a sink may be in trouble before its fallback takes over, when nobody says.
 const USUAL_FALLBACK: Duration = Duration::from_mins(5);
 
-/// What every sink has, whatever its type.
+/// The keys, as they are written.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct FallbackFile {
+struct SharedFile {
     fallback: Option<String>,
     fallback_after: Option<Span>,
+    template: Option<TemplateSettings>,
 }
 
-/// Takes out of a sink's table who brings what it cannot.
-pub(super) fn fallback(
-    document: &mut Document,
-    name: &str,
-    table: &mut toml::Table,
-) -> Option<Fallback> {
-    let keys = ["fallback", "fallback_after"];
-    let taken = keys
+/// What was made of them.
+#[derive(Default)]
+pub(super) struct Shared {
+    pub(super) fallback: Option<Fallback>,
+    pub(super) template: Option<Arc<Template>>,
+}
+
+/// Takes what every sink can have out of the table of one.
+pub(super) fn shared(document: &mut Document, name: &str, table: &mut toml::Table) -> Shared {
+    let taken = ["fallback", "fallback_after", "template"]
         .iter()
         .filter_map(|key| table.remove_entry(*key))
         .collect();
-    let file: FallbackFile = document.read(&["sink", name], &Value::Table(taken))?;
-    let Some(to) = file.fallback else {
-        if file.fallback_after.is_some() {
-            document.fault(
-                &["sink", name, "fallback_after"],
-                "this needs a `fallback`: the name of another sink",
-            );
-        }
-        return None;
+    let at = ["sink", name];
+    let Some(file) = document.read::<SharedFile>(&at, &Value::Table(taken)) else {
+        return Shared::default();
     };
+    let template = file.template.and_then(|template| {
+        let checked = template.check();
+        checked.map_err(|faults| document.faults(&at, faults)).ok()
+    });
     let after = file.fallback_after.map_or(USUAL_FALLBACK, |span| span.0);
-    Some(Fallback { to, after })
+    if file.fallback.is_none() && file.fallback_after.is_some() {
+        document.fault(
+            &["sink", name, "fallback_after"],
+            "this needs a `fallback`: the name of another sink",
+        );
+    }
+    Shared {
+        fallback: file.fallback.map(|to| Fallback { to, after }),
+        template,
+    }
 }
 
 /// Whether every fallback leads somewhere else in the end.
