@@ -14,6 +14,7 @@ mod deliver;
 mod fleet;
 mod floors;
 mod harness;
+mod mutual_tls;
 mod order;
 mod previews;
 mod sinks;

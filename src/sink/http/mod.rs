@@ -6,59 +6,30 @@
 //! one.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Method, Url};
-use serde::Deserialize;
 use tokio::sync::OnceCell;
 
 use super::{Capacity, Sink};
 use crate::clock::Clock;
-use crate::fault::{Fault, causes};
+use crate::fault::causes;
 use crate::render::Notice;
 use crate::retry::{Scope, Verdict};
-use crate::secret::SecretText;
-use crate::units::Span;
 
 mod address;
 mod answer;
+mod connection;
 mod pace;
 
 pub use answer::{Answer, retry_after};
+pub use connection::{Connection, Settings};
 pub use pace::{Pace, Paces, Rate};
 
-/// How long one attempt may take when nobody says.
-const USUAL_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long connecting may take.
-const CONNECT: Duration = Duration::from_secs(5);
 /// How much of an answer is read, in bytes.
 const LARGEST_ANSWER: usize = 16 * 1024;
-
-/// Settings of the connection, `http = { … }` in each sink that speaks HTTP.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Settings {
-    /// How long one attempt may take.
-    pub timeout: Option<Span>,
-    /// Whether addresses of private networks are spoken to.
-    pub allow_private: bool,
-    /// A proxy; none is taken from the environment.
-    pub proxy: Option<String>,
-    /// A file with certificates of authorities to trust besides the system's.
-    pub ca: Option<std::path::PathBuf>,
-}
-
-/// Checked settings of the connection.
-#[derive(Clone, Debug)]
-pub struct Connection {
-    timeout: Duration,
-    allow_private: bool,
-    proxy: Option<Url>,
-    ca: Option<Vec<u8>>,
-}
 
 /// One call.
 #[derive(Clone, Debug)]
@@ -147,114 +118,6 @@ pub trait Vendor: Send + Sync + 'static {
     /// What an answer means.
     fn verdict(&self, answer: &Answer) -> Verdict {
         answer.usual()
-    }
-}
-
-impl Settings {
-    /// Turns them into a connection; relative paths start from `folder`.
-    ///
-    /// # Errors
-    /// Everything that is wrong with them.
-    pub fn check(self, folder: &std::path::Path) -> Result<Connection, Vec<Fault>> {
-        let mut faults = Vec::new();
-        let proxy = self.proxy.and_then(|text| {
-            let url = Url::parse(&text).ok().filter(Url::has_host);
-            if url.is_none() {
-                faults.push(Fault::at(
-                    &["http", "proxy"],
-                    "this is no URL of a proxy: it looks like `http://proxy.example.com:3128`",
-                ));
-            }
-            url
-        });
-        let ca = self.ca.and_then(|path| {
-            let path = folder.join(path);
-            let shown = path.display();
-            let read = std::fs::read(&path)
-                .map_err(|error| format!("{shown} cannot be read: {error}"))
-                .and_then(|pem| match reqwest::Certificate::from_pem_bundle(&pem) {
-                    Ok(found) if !found.is_empty() => Ok(pem),
-                    _ => Err(format!("{shown} holds no certificate in PEM form")),
-                });
-            read.map_err(|why| faults.push(Fault::at(&["http", "ca"], why)))
-                .ok()
-        });
-        let timeout = self.timeout.map_or(USUAL_TIMEOUT, |span| span.0);
-        if timeout.is_zero() {
-            faults.push(Fault::at(&["http", "timeout"], "no time is too little"));
-        }
-        if faults.is_empty() {
-            Ok(Connection {
-                timeout,
-                allow_private: self.allow_private,
-                proxy,
-                ca,
-            })
-        } else {
-            Err(faults)
-        }
-    }
-}
-
-impl Settings {
-    /// The connection and the URL of the service, which the settings call `url`.
-    ///
-    /// # Errors
-    /// Everything that is wrong with either.
-    pub fn check_with_url(
-        self,
-        folder: &std::path::Path,
-        url: &SecretText,
-    ) -> Result<(Connection, Url), Vec<Fault>> {
-        let connection = self.check(folder)?;
-        match connection.url(url.expose()) {
-            Ok(url) => Ok((connection, url)),
-            Err(why) => Err(vec![Fault::at(&["url"], why)]),
-        }
-    }
-}
-
-impl Connection {
-    /// Reads the URL of a service, and says what is wrong with it without repeating it.
-    ///
-    /// # Errors
-    /// When it is none, or leads where this connection may not go.
-    pub fn url(&self, text: &str) -> Result<Url, &'static str> {
-        let url = Url::parse(text.trim()).map_err(|_| "this is no URL")?;
-        if !matches!(url.scheme(), "https" | "http") || !url.has_host() {
-            return Err("this is no URL of a web service: it begins with `https://`");
-        }
-        let host = url.host_str().unwrap_or_default();
-        let literal = host.trim_matches(['[', ']']).parse();
-        let is_private = literal.is_ok_and(|literal| !address::is_public(literal));
-        if is_private && !self.allow_private {
-            return Err(
-                "this address is private; if that is meant, say `http = { allow_private = true }`",
-            );
-        }
-        if url.scheme() == "http" && !self.allow_private {
-            return Err("without TLS anybody on the way can read it: use `https://`");
-        }
-        Ok(url)
-    }
-
-    fn client(&self) -> Result<reqwest::Client, reqwest::Error> {
-        let mut client = reqwest::Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .no_proxy()
-            .connect_timeout(CONNECT.min(self.timeout))
-            .timeout(self.timeout)
-            .tcp_nodelay(true)
-            .user_agent(concat!("runbell/", env!("CARGO_PKG_VERSION")));
-        if let Some(proxy) = &self.proxy {
-            client = client.proxy(reqwest::Proxy::all(proxy.clone())?);
-        } else if !self.allow_private {
-            client = client.dns_resolver(Arc::new(address::PublicOnly));
-        }
-        if let Some(pem) = &self.ca {
-            client = client.tls_certs_merge(reqwest::Certificate::from_pem_bundle(pem)?);
-        }
-        client.build()
     }
 }
 
