@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use jiff::Timestamp;
 use lettre::Message;
 use lettre::message::header::{HeaderName, HeaderValue};
-use lettre::message::{Mailbox, MultiPart};
+use lettre::message::{Mailbox, MultiPart, SinglePart};
 use openssl::sha::Sha256;
 
 use super::html;
@@ -18,15 +18,25 @@ const LONGEST_HTML: usize = 90_000;
 /// A subject that a telephone shows at all.
 const LONGEST_TITLE: usize = 150;
 
+/// How much of a notice a mail says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// All of it, as text and as HTML.
+    Whole,
+    /// Its title and link, as text: nothing that a filter could take offence at.
+    Plain,
+}
+
 /// The mail as it goes to the server.
 pub(super) fn build(
     notice: &Notice,
+    form: Form,
     sink: &str,
     from: &Mailbox,
     to: &[Mailbox],
     now: Timestamp,
 ) -> Result<Vec<u8>, lettre::error::Error> {
-    let document =
+    let mut document =
         Document::of(notice).fitted(|document| html::written(document).len() <= LONGEST_HTML);
     let domain = from.email.domain();
     let mut builder = Message::builder()
@@ -53,8 +63,21 @@ pub(super) fn build(
         let name = HeaderName::new_from_ascii_str(name);
         builder = builder.raw_header(HeaderValue::new(name, value.to_owned()));
     }
-    let parts = MultiPart::alternative_plain_html(text(&document), html::written(&document));
-    Ok(builder.multipart(parts)?.formatted())
+    let mail = match form {
+        Form::Whole => {
+            let parts = (text(&document), html::written(&document));
+            builder.multipart(MultiPart::alternative_plain_html(parts.0, parts.1))?
+        }
+        Form::Plain => {
+            document.facts.clear();
+            document.marks.clear();
+            document.text = None;
+            document.paste = None;
+            document.is_cut = true;
+            builder.singlepart(SinglePart::plain(text(&document)))?
+        }
+    };
+    Ok(mail.formatted())
 }
 
 /// What it says, and where.
@@ -137,7 +160,9 @@ mod tests {
         let from = "Runbell <runbell@example.com>".parse().unwrap();
         let to = ["Ann <a@example.com>", "b@example.com"].map(|to| to.parse().unwrap());
         let now = "2026-11-23T10:00:02Z".parse().unwrap();
-        let mail = String::from_utf8(build(notice, "on call", &from, &to, now).unwrap()).unwrap();
+        let mail =
+            String::from_utf8(build(notice, Form::Whole, "on call", &from, &to, now).unwrap())
+                .unwrap();
         for line in mail.split("\r\n") {
             assert!(line.is_ascii() && line.len() <= 78, "{line}");
             assert!(!line.contains(['\r', '\n']), "{line:?}");

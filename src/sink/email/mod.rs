@@ -29,6 +29,7 @@ mod smtp;
 mod tally;
 mod wire;
 
+use message::Form;
 use server::{Security, Server};
 use smtp::{Post, Stage};
 use tally::{Tally, Trouble};
@@ -220,14 +221,28 @@ impl Email {
         }
     }
 
-    /// Sends one notice to whoever does not have it yet.
+    /// Sends one notice to whoever does not have it yet; once more as little else than its title when
+    /// the server refuses what is in it. A notice is never lost to its looks.
     async fn mail(&self, notice: &Notice) -> Verdict {
+        let verdict = self.attempt(notice, Form::Whole).await;
+        if let Verdict::Refused { content: true, why } = &verdict {
+            tracing::warn!(
+                sink = self.name,
+                why,
+                "a mail was refused for what is in it; its title goes as plain text"
+            );
+            return self.attempt(notice, Form::Plain).await;
+        }
+        verdict
+    }
+
+    async fn attempt(&self, notice: &Notice, form: Form) -> Verdict {
         let mut tally = Tally::new(&self.settings.to, notice.progress.as_deref());
         if tally.waiting().is_empty() {
             return tally.verdict(Ok(()));
         }
         let (from, to) = (&self.settings.from, &self.settings.to);
-        let bytes = match message::build(notice, &self.name, from, to, self.clock.now()) {
+        let bytes = match message::build(notice, form, &self.name, from, to, self.clock.now()) {
             Ok(bytes) => bytes,
             Err(error) => {
                 return Verdict::Refused {

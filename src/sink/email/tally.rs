@@ -91,8 +91,8 @@ impl Tally {
     /// The server says no to the mail itself.
     pub(super) fn mail_denied(&mut self, to: &[Address], answer: &Answer) {
         self.denied(to, answer);
-        // 552: too large; 554: what a filter says.
-        self.is_content = matches!(answer.code, 552 | 554);
+        // Filters have no code of their own: 550, 552 and 554 are all heard of.
+        self.is_content = answer.is_for_good();
     }
 
     /// What came of the attempt.

@@ -1,7 +1,7 @@
 //! Mail as a server sees it, and what becomes of each answer that it gives.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use futures_util::future::join_all;
 
@@ -201,7 +201,7 @@ async fn each_answer_has_its_verdict() {
         ("DATA", "250 what", "retry sink", "DATA was answered"),
         (".", "421 later", "retry sink", "421 later"),
         (".", "451 4.3.0 filter", "retry", "451 4.3.0"),
-        (".", "550 5.7.1 spam", "refused", "550 5.7.1"),
+        (".", "550 5.7.1 spam", "refused content", "550 5.7.1"),
         (".", "552 5.3.4 too large", "refused content", "552 5.3.4"),
         (".", "nonsense", "unknown", "no answer"),
     ] {
@@ -215,6 +215,37 @@ async fn each_answer_has_its_verdict() {
         assert_eq!(word(&verdict), expected, "{at:?} {answer}: {verdict:?}");
         assert!(why(&verdict).contains(says), "{at:?} {answer}: {verdict:?}");
     }
+}
+
+#[tokio::test]
+async fn what_a_filter_refuses_goes_again_as_little_else_than_its_title() {
+    let is_first = AtomicBool::new(true);
+    let server = Server::start(move |line| match line {
+        "." if is_first.swap(false, Ordering::Relaxed) => This("554 5.7.1 looks like spam"),
+        _ => Usual,
+    })
+    .await;
+    let (sink, _) = server.sink();
+    let verdict = send(&sink, &notice("i-1")).await;
+    assert_eq!(word(&verdict), "sent", "{verdict:?}");
+    let mails = server.mails();
+    let [refused, taken] = mails.as_slice() else {
+        panic!("{mails:?}");
+    };
+    assert!(refused.contains("text/html") && !taken.contains("text/html"));
+    assert!(
+        taken.contains("TimedOut: AWS-RunShellScript on i-1"),
+        "{taken}"
+    );
+    assert!(taken.contains("https://eu-central-1.console") && taken.contains("(shortened)"));
+    let id = |mail: &str| {
+        let mut lines = mail.lines();
+        lines
+            .find(|line| line.starts_with("Message-ID"))
+            .unwrap()
+            .to_owned()
+    };
+    assert_eq!(id(refused), id(taken));
 }
 
 #[tokio::test]
