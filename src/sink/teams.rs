@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::http::{self, Call, Checked, Rate, Vendor};
 use crate::fault::Fault;
-use crate::render::{Document, Notice, Tone};
+use crate::render::{Document, Link, Notice, Tone};
 use crate::secret::SecretText;
 
 /// The largest request that is surely taken, in bytes; Teams gives 28 KB for it and all it adds.
@@ -81,7 +81,7 @@ impl Vendor for Teams {
     fn plain(&self, notice: &Notice, _at: Timestamp) -> Option<Call> {
         let title = Document::of(notice).title.cut(1000).into_owned();
         let line = paragraph(&[run(title.text(), &[])]);
-        Some(Call::json(&self.url, &card(&json!([line]), &json!([]))))
+        Some(Call::json(&self.url, &card(&json!([line]), None)))
     }
 }
 
@@ -108,7 +108,8 @@ fn message(document: &Document) -> Value {
         ]));
     }
     if let Some(text) = &document.text {
-        for line in text.text().lines() {
+        // A run without text is refused; paragraphs are apart as it is.
+        for line in text.text().lines().filter(|line| !line.trim().is_empty()) {
             body.push(paragraph(&[run(line, &[])]));
         }
     }
@@ -122,27 +123,26 @@ fn message(document: &Document) -> Value {
         let note = "shortened: runbell event show has all of it";
         body.push(paragraph(&[run(note, &[("size", "small")])]));
     }
-    let actions: Vec<Value> = document
-        .link
-        .iter()
-        .map(|link| json!({ "type": "Action.OpenUrl", "title": link.label, "url": link.url }))
-        .collect();
-    card(&json!(body), &json!(actions))
+    card(&json!(body), document.link.as_ref())
 }
 
-fn card(body: &Value, actions: &Value) -> Value {
+fn card(body: &Value, link: Option<&Link>) -> Value {
+    let mut content = json!({
+        "$schema": "http://adaptivecards.io/schemas/adaptive-card.json",
+        "type": "AdaptiveCard",
+        "version": "1.4",
+        "msteams": { "width": "Full" },
+        "body": body,
+    });
+    if let (Some(link), Some(content)) = (link, content.as_object_mut()) {
+        let action = json!({ "type": "Action.OpenUrl", "title": link.label, "url": link.url });
+        content.insert("actions".to_owned(), json!([action]));
+    }
     json!({
         "type": "message",
         "attachments": [{
             "contentType": "application/vnd.microsoft.card.adaptive",
-            "content": {
-                "$schema": "http://adaptivecards.io/schemas/adaptive-card.json",
-                "type": "AdaptiveCard",
-                "version": "1.4",
-                "msteams": { "width": "Full" },
-                "body": body,
-                "actions": actions,
-            },
+            "content": content,
         }],
     })
 }

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Runbell against a real SNS emulator: LocalStack, from PyPI, on the loopback. Started by
-# `make interop`; needs a Python of 3.13 or newer, and openssl.
+# Runbell against other people's programs, all on the loopback; `make interop`. The first argument
+# chooses: `localstack` (a real SNS emulator), `sinks` (mail servers, Alertmanager, the vendors' own
+# models), or nothing for both. Needs a Python of 3.13 or newer, Node.js 20 or newer, npm and openssl.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
@@ -18,13 +19,53 @@ if [ -z "$python" ]; then
   exit 1
 fi
 
-mkdir -p "$home"
-if ! cmp -s "$here/requirements.txt" "$home/installed.txt"; then
-  "$python" -m venv --clear "$home/venv"
-  "$home/venv/bin/pip" install --quiet -r "$here/requirements.txt"
-  cp "$here/requirements.txt" "$home/installed.txt"
-fi
+# A virtual environment for each, since their packages do not agree.
+environment() {
+  mkdir -p "$home/$1"
+  if ! cmp -s "$here/requirements-$1.txt" "$home/$1/installed.txt"; then
+    "$python" -m venv --clear "$home/$1/venv"
+    "$home/$1/venv/bin/pip" install --quiet -r "$here/requirements-$1.txt"
+    cp "$here/requirements-$1.txt" "$home/$1/installed.txt"
+  fi
+}
+
+models() {
+  if ! command -v npm >/dev/null; then
+    echo "interop sinks needs Node.js 20 or newer with npm: install them" >&2
+    exit 1
+  fi
+  if ! cmp -s "$here/package.json" "$home/node/package.json"; then
+    rm -rf "$home/node"
+    mkdir -p "$home/node"
+    cp "$here/package.json" "$home/node/package.json"
+    (cd "$home/node" && npm install --silent --no-audit --no-fund)
+  fi
+}
+
+# Debian's package; its own service is not started.
+alertmanager() {
+  if command -v prometheus-alertmanager >/dev/null; then return; fi
+  if [ "$(id -u)" -eq 0 ]; then as_root=; else as_root=sudo; fi
+  $as_root env SYSTEMD_OFFLINE=1 DEBIAN_FRONTEND=noninteractive \
+    apt-get install -qy --no-install-recommends prometheus-alertmanager >/dev/null
+}
 
 cd "$root"
 cargo build --locked
-exec "$home/venv/bin/python" "$here/interop.py" "$root/target/debug/runbell" "$home"
+binary=$root/target/debug/runbell
+which=${1:-both}
+case $which in both|localstack)
+  environment localstack
+  "$home/localstack/venv/bin/python" "$here/localstack.py" "$binary" "$home/localstack"
+esac
+case $which in both|sinks)
+  environment sinks
+  models
+  alertmanager
+  # aiosmtpd warns of its own settings, at each connection.
+  "$home/sinks/venv/bin/python" -W ignore::UserWarning "$here/sinks.py" "$binary" "$home"
+esac
+case $which in both|localstack|sinks) ;; *)
+  echo "interop: there is \`localstack\` and \`sinks\`, no \`$which\`" >&2
+  exit 2
+esac
