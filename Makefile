@@ -38,8 +38,9 @@ audit: system $(DENY)
 bench: system
 	cargo bench --locked --bench intake -- $(ARGS)
 	cargo bench --locked --bench sinks
+	cargo bench --locked --bench neighbours
 
-## interop   a real LocalStack subscribes, confirms and publishes
+## interop   other people's programs: LocalStack, mail servers, Alertmanager, the vendors' models
 interop: system
 	tests/interop/run.sh $(ARGS)
 

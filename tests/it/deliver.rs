@@ -1,6 +1,7 @@
 //! The deliver street beside a sink that answers as it is told.
 
 use std::collections::{HashSet, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -23,10 +24,10 @@ use crate::harness::store::TestStore;
 use crate::store::{at, event, owed};
 
 /// Answers each notice with the next verdict it was given, then with *sent*.
-#[derive(Default)]
 struct Scripted {
     answers: Mutex<VecDeque<Verdict>>,
     seen: Mutex<Vec<Notice>>,
+    per_send: AtomicUsize,
 }
 
 #[async_trait]
@@ -37,7 +38,7 @@ impl Sink for Scripted {
 
     fn capacity(&self) -> Capacity {
         Capacity {
-            per_send: 100,
+            per_send: self.per_send.load(Ordering::Relaxed),
             at_once: 1,
         }
     }
@@ -67,6 +68,7 @@ impl Place {
         let sink = Arc::new(Scripted {
             answers: Mutex::new(answers.into_iter().collect()),
             seen: Mutex::default(),
+            per_send: AtomicUsize::new(100),
         });
         let around = Surroundings {
             store: store.handle(),
@@ -225,6 +227,71 @@ async fn a_letter_sent_again_that_fails_blocks_nobody() {
     place.clock.set(at(2));
     place.worker.step().await.unwrap();
     assert_eq!(place.seen(), [("m-later".to_owned(), false)]);
+}
+
+#[tokio::test]
+async fn a_sink_that_flaps_gets_everything_in_order_and_is_not_hammered() {
+    let sent = || Verdict::Sent { remote_id: None };
+    let asks = |seconds| Verdict::Retry {
+        why: "429".to_owned(),
+        after: Some(Duration::from_secs(seconds)),
+        scope: Scope::Sink,
+        progress: None,
+    };
+    let broken = || Verdict::Broken {
+        why: "403".to_owned(),
+    };
+    let lost = || Verdict::Unknown {
+        why: "cut".to_owned(),
+    };
+    let mut answers = Vec::new();
+    for _ in 0..5 {
+        answers.extend([
+            sent(),
+            sent(),
+            asks(30),
+            sent(),
+            broken(),
+            sent(),
+            lost(),
+            asks(10),
+        ]);
+    }
+    let place = Place::open(Clock::by_hand(at(1)), answers);
+    place.sink.per_send.store(1, Ordering::Relaxed);
+    let ids = place.arrive(40, LaneKey::Topic).await;
+    let mut told = Vec::new();
+    let (mut asked, mut seconds) = (0, 0);
+    let store = place.store.handle();
+    while told.len() < ids.len() {
+        seconds += 1;
+        assert!(seconds < 3600, "{told:?}");
+        place.clock.set(at(seconds));
+        // One look at each second: whatever it may be asked then.
+        place.worker.step().await.unwrap();
+        let seen = place.seen();
+        asked += usize::from(!seen.is_empty());
+        for id in &ids {
+            let is_new = !told.contains(id);
+            if is_new && place.outcomes(*id).await.contains(&"sent") {
+                told.push(*id);
+            }
+        }
+    }
+    let mut in_order: Vec<_> = (0..40)
+        .map(|number| format!("m-{number}"))
+        .zip(ids)
+        .collect();
+    in_order.sort();
+    let in_order: Vec<_> = in_order.into_iter().map(|(_, id)| id).collect();
+    assert_eq!(told, in_order, "in the order of their lane");
+    // Five rests of thirty seconds and five of ten were asked for, and obeyed; besides them it was
+    // asked once for each success and each failure.
+    assert!(seconds >= 5 * (30 + 10), "{seconds}");
+    assert!(asked <= 40 + 5 * 4, "{asked} times in {seconds} s");
+    let tally = store.tally().await.unwrap();
+    assert_eq!((tally[0].sent, tally[0].waiting), (40, 0));
+    assert_eq!(store.sweep().await.unwrap(), 0);
 }
 
 fn fallback(after: u64) -> (Fallback, Wake) {
