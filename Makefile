@@ -8,7 +8,7 @@ DENY_VERSION := 0.20.2
 DENY_ROOT := target/tools/cargo-deny-$(DENY_VERSION)
 DENY := $(DENY_ROOT)/bin/cargo-deny
 
-.PHONY: help demo test check audit bench interop system lint-tools
+.PHONY: help demo test check audit bench interop pictures system lint-tools
 
 ## help      this list
 help:
@@ -43,6 +43,13 @@ bench: system
 ## interop   other people's programs: LocalStack, mail servers, Alertmanager, the vendors' models
 interop: system
 	tests/interop/run.sh $(ARGS)
+
+## pictures  draw mails and chats from what was really sent, for docs/pictures.md
+pictures: system
+	tests/interop/run.sh sinks
+	command -v chromium >/dev/null || apt-get install -qy --no-install-recommends \
+		chromium fonts-noto-color-emoji fonts-dejavu-core
+	node docs/pictures/draw.mjs target/interop/sinks/run/sent target/interop/node docs/pictures
 
 # A C compiler (SQLite, zstd), pkg-config and OpenSSL's headers, however they came here; where they
 # are missing, Debian's packages.

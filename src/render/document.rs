@@ -237,7 +237,6 @@ fn of_digest(event: &Event, it: &CommandStatus, digest: &Digest) -> Document {
     let counts = counts(digest);
     let document = bare(&it.document);
     let facts = [
-        ("Instances", counts.clone()),
         ("Not well", troubled(digest)),
         ("Account", place(event)),
         ("Document", it.document.clone()),
@@ -413,7 +412,7 @@ fn place(event: &Event) -> String {
 }
 
 fn shown(at: Timestamp) -> String {
-    format!("{at:.3}")
+    format!("{} UTC", at.strftime("%Y-%m-%d %H:%M:%S%.3f"))
 }
 
 fn some(instances: &[String]) -> Option<String> {

@@ -207,7 +207,8 @@ def spoilt(payload, path, value):
 BLOCK = ["attachments", 0, "blocks", 0]
 CARD = ["attachments", 0, "content"]
 SPOILT = {
-    "slack": [(BLOCK + ["text", "text"], "x" * 3001), (BLOCK + ["type"], "sektion"), (BLOCK + ["txet"], {"a": 1})],
+    "slack": [(BLOCK + ["elements", 0, "type"], "rich_text_sektion"), (BLOCK + ["type"], "sektion"),
+              (BLOCK + ["elements", 0, "elements", 0, "text"], 7), (BLOCK + ["txet"], {"a": 1})],
     "discord": [(["embeds", 0, "fields", 0, "value"], ""), (["embeds", 0, "titel"], "x"),
                 (["embeds", 0, "color"], "red"), (["embeds", 0, "description"], "x" * 4097)],
     "pagerduty": [(["event_action"], "shout"), (["payload", "severity"], "awful"), (["routing_key"], "short")],

@@ -293,7 +293,7 @@ Instance    i-1
 Account     123456789012 eu-central-1
 Document    AWS-RunShellScript
 Command     c-1
-Event time  2026-11-23T09:59:59.025Z
+Event time  2026-11-23 09:59:59.025 UTC
 
 Open in Systems Manager:
 https://eu-central-1.console.aws.amazon.com/systems-manager/run-command/c-1/i-1?region=eu-central-1

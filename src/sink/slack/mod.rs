@@ -16,8 +16,8 @@ use crate::secret::SecretText;
 mod bot;
 mod webhook;
 
-/// The longest text of one section block, in characters.
-const SECTION: usize = 3000;
+/// The longest title, in characters.
+const TITLE: usize = 300;
 /// The longest message that is surely taken, in characters of its blocks; Slack gives no number for
 /// their sum, and was seen to refuse 13,200.
 const MESSAGE: usize = 10_000;
@@ -88,8 +88,8 @@ impl Settings {
 /// The message that a notice becomes.
 fn message(notice: &Notice) -> Map<String, Value> {
     let fits = |document: &Document| {
-        body(document).chars().count() <= SECTION
-            && Value::from(payload(document)).to_string().chars().count() <= MESSAGE
+        let size = Value::from(payload(document)).to_string().chars().count();
+        size <= MESSAGE
     };
     payload(&Document::of(notice).fitted(fits))
 }
@@ -100,39 +100,46 @@ fn plain_message(notice: &Notice) -> Map<String, Value> {
     Map::from_iter([("text".to_owned(), title.into())])
 }
 
+/// Rich text says by type what is text, bold or a link: nothing in a text is read as markup.
 fn payload(document: &Document) -> Map<String, Value> {
-    let title = document.title.cut(300).in_markup(Markup::Slack);
     let sign = document.tone.sign();
-    let headline = match &document.link {
-        Some(link) => format!("{sign} *<{}|{title}>*", link.url),
-        None => format!("{sign} *{title}*"),
-    };
-    let section = |text: String| {
-        json!({
-            "type": "section",
-            // Nothing is made a link or a mention by itself.
-            "text": { "type": "mrkdwn", "text": text, "verbatim": true },
-        })
-    };
-    let mut blocks = vec![section(headline)];
-    let body = body(document);
-    if !body.is_empty() {
-        blocks.push(section(body));
+    let title = document.title.cut(TITLE);
+    let mut parts = vec![text(&format!("{sign} "), None)];
+    parts.push(match &document.link {
+        Some(link) => json!({
+            "type": "link", "url": link.url, "text": title.text(), "style": { "bold": true },
+        }),
+        None => text(title.text(), Some("bold")),
+    });
+    for mark in &document.marks {
+        parts.push(text(&format!("\n{}", mark.text()), Some("italic")));
     }
+    for fact in &document.facts {
+        parts.push(text(&format!("\n{}: ", fact.name), Some("bold")));
+        parts.push(text(fact.value.text(), None));
+    }
+    if let Some(lines) = &document.text {
+        parts.push(text(&format!("\n{}", lines.text()), None));
+    }
+    if document.is_cut {
+        let note = "\nshortened: runbell event show has all of it";
+        parts.push(text(note, Some("italic")));
+    }
+    let mut elements = vec![json!({ "type": "rich_text_section", "elements": parts })];
     if let Some(paste) = &document.paste {
-        let paste = paste.in_code(Markup::Slack);
-        blocks.push(section(format!("```{paste}```")));
+        let paste = [text(paste.text(), None)];
+        elements.push(json!({ "type": "rich_text_preformatted", "elements": paste }));
     }
-    let colour = format!("#{:06x}", document.tone.colour());
+    let fallback = title.in_markup(Markup::Slack);
     Map::from_iter([
         // A text of its own would stand above the attachment, and say the title twice. The fallback is
         // what notifications show.
         (
             "attachments".to_owned(),
             json!([{
-                "color": colour,
-                "fallback": format!("{sign} {title}"),
-                "blocks": blocks,
+                "color": format!("#{:06x}", document.tone.colour()),
+                "fallback": format!("{sign} {fallback}"),
+                "blocks": [{ "type": "rich_text", "elements": elements }],
             }]),
         ),
         ("unfurl_links".to_owned(), false.into()),
@@ -140,21 +147,9 @@ fn payload(document: &Document) -> Map<String, Value> {
     ])
 }
 
-/// What stands below the title.
-fn body(document: &Document) -> String {
-    let mut lines = Vec::new();
-    for mark in &document.marks {
-        lines.push(format!("_{}_", mark.in_markup(Markup::Slack)));
+fn text(text: &str, style: Option<&str>) -> Value {
+    match style {
+        None => json!({ "type": "text", "text": text }),
+        Some(style) => json!({ "type": "text", "text": text, "style": { style: true } }),
     }
-    for fact in &document.facts {
-        let value = fact.value.in_markup(Markup::Slack);
-        lines.push(format!("*{}:* {value}", fact.name));
-    }
-    if let Some(text) = &document.text {
-        lines.push(text.in_markup(Markup::Slack, "\n"));
-    }
-    if document.is_cut {
-        lines.push("_shortened: `runbell event show` has all of it_".to_owned());
-    }
-    lines.join("\n")
 }
