@@ -85,10 +85,6 @@ impl Vendor for Ntfy {
         self.url.to_string()
     }
 
-    fn hidden(&self) -> Option<&str> {
-        Some(self.topic.expose())
-    }
-
     fn call(&self, notice: &Notice, _at: Timestamp) -> Call {
         let document = Document::of(notice).fitted(|document| text(document).len() <= LONGEST);
         let (priority, tag) = match document.tone {

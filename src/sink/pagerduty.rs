@@ -82,10 +82,6 @@ impl Vendor for PagerDuty {
         format!("pagerduty {}", self.key.expose())
     }
 
-    fn hidden(&self) -> Option<&str> {
-        Some(self.key.expose())
-    }
-
     fn call(&self, notice: &Notice, _at: Timestamp) -> Call {
         let fits =
             |document: &Document| self.event(notice, document).1.to_string().len() <= LARGEST;

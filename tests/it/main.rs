@@ -9,6 +9,7 @@
 )]
 
 mod attacks;
+mod canary;
 mod crash;
 mod deliver;
 mod fleet;

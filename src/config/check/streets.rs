@@ -15,7 +15,7 @@ use crate::config::file::TopicFile;
 use crate::config::secret::Secret;
 use crate::fault::{Fault, meant};
 use crate::route::{self, Route};
-use crate::secret::REVEALED;
+use crate::secret::{REVEALED, SecretText};
 use crate::sink::{
     Configured, Kind, alertmanager, discord, email, exec, file, google_chat, http, mattermost,
     ntfy, pagerduty, slack, stdout, teams, telegram, webhook,
@@ -220,13 +220,27 @@ fn reveal_all(
     all
 }
 
+/// The secrets that [`reveal_all`] put in their places.
+fn revealed(value: &Value, into: &mut Vec<SecretText>) {
+    match value {
+        Value::Table(table) => match table.get(REVEALED) {
+            Some(Value::String(secret)) => into.push(SecretText::from(secret.as_str())),
+            _ => table.values().for_each(|value| revealed(value, into)),
+        },
+        Value::Array(array) => array.iter().for_each(|value| revealed(value, into)),
+        _ => {}
+    }
+}
+
 fn http<S: DeserializeOwned>(
     document: &mut Document,
     at: &[&str],
     table: &Value,
     check: impl FnOnce(S) -> Result<http::Checked, Vec<Fault>>,
 ) -> Option<Kind> {
-    sink(document, at, table, check).map(Kind::Http)
+    let mut secrets = Vec::new();
+    revealed(table, &mut secrets);
+    sink(document, at, table, check).map(|checked| Kind::Http(checked.hiding(&secrets)))
 }
 
 fn sink<S: DeserializeOwned, C>(

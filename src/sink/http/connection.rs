@@ -44,6 +44,8 @@ pub struct Connection {
     proxy: Option<Url>,
     ca: Option<Vec<u8>>,
     identity: Option<reqwest::Identity>,
+    /// What nobody may see, longest first.
+    hidden: Vec<String>,
 }
 
 impl Settings {
@@ -106,6 +108,7 @@ impl Settings {
                 proxy,
                 ca,
                 identity,
+                hidden: Vec::new(),
             })
         } else {
             Err(faults)
@@ -165,7 +168,39 @@ impl Settings {
     }
 }
 
+/// A part of a secret this short is a word like any other.
+const SHORTEST_SECRET: usize = 12;
+
 impl Connection {
+    /// Learns secrets, and what they are made of: the parts of a URL are as secret as the whole.
+    pub(super) fn hide(&mut self, secrets: &[SecretText]) {
+        for secret in secrets {
+            let secret = secret.expose().trim();
+            let parts = secret.split(['/', '?', '&', '=', '#']);
+            let parts = parts.filter(|part| !part.contains("://") && part.len() >= SHORTEST_SECRET);
+            self.hidden.extend(parts.map(str::to_owned));
+            if !secret.is_empty() {
+                self.hidden.push(secret.to_owned());
+            }
+        }
+        if let Some(host) = secrets.iter().find_map(|it| host(it.expose())) {
+            self.hidden.retain(|part| *part != host);
+        }
+        self.hidden
+            .sort_by_key(|part| std::cmp::Reverse(part.len()));
+    }
+
+    /// A text that came from outside, without any of the secrets that it may repeat.
+    pub(super) fn without_secrets(&self, text: String) -> String {
+        let mut text = text;
+        for secret in &self.hidden {
+            if text.contains(secret.as_str()) {
+                text = text.replace(secret.as_str(), "…");
+            }
+        }
+        text
+    }
+
     /// Reads the URL of a service, and says what is wrong with it without repeating it.
     ///
     /// # Errors
@@ -210,4 +245,14 @@ impl Connection {
         }
         client.build()
     }
+}
+
+/// Host and port of a URL: where a sink leads is no secret.
+fn host(url: &str) -> Option<String> {
+    let url = Url::parse(url).ok()?;
+    let host = url.host_str()?;
+    Some(match url.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    })
 }

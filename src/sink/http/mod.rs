@@ -18,6 +18,7 @@ use crate::clock::Clock;
 use crate::fault::causes;
 use crate::render::Notice;
 use crate::retry::{Scope, Verdict};
+use crate::secret::SecretText;
 
 mod address;
 mod answer;
@@ -110,11 +111,6 @@ pub trait Vendor: Send + Sync + 'static {
         true
     }
 
-    /// What of a call's body nobody may see.
-    fn hidden(&self) -> Option<&str> {
-        None
-    }
-
     /// What an answer means.
     fn verdict(&self, answer: &Answer) -> Verdict {
         answer.usual()
@@ -128,6 +124,15 @@ pub struct Checked {
     pub vendor: Arc<dyn Vendor>,
     /// The connection.
     pub connection: Connection,
+}
+
+impl Checked {
+    /// The same, knowing the secrets in its settings: they are shown nowhere, whoever repeats them.
+    #[must_use]
+    pub fn hiding(mut self, secrets: &[SecretText]) -> Self {
+        self.connection.hide(secrets);
+        self
+    }
 }
 
 impl std::fmt::Debug for Checked {
@@ -161,6 +166,21 @@ impl HttpSink {
             pace,
             clock,
         }
+    }
+
+    /// A verdict that says nothing of our secrets: some services repeat what they were asked.
+    fn shown(&self, mut verdict: Verdict) -> Verdict {
+        let said = match &mut verdict {
+            Verdict::Sent { remote_id } => remote_id.as_mut(),
+            Verdict::Retry { why, .. }
+            | Verdict::Refused { why, .. }
+            | Verdict::Broken { why }
+            | Verdict::Unknown { why } => Some(why),
+        };
+        if let Some(said) = said {
+            *said = self.connection.without_secrets(std::mem::take(said));
+        }
+        verdict
     }
 
     async fn bring(&self, notice: &Notice) -> Verdict {
@@ -234,10 +254,10 @@ impl HttpSink {
             .body(call.body);
         match self.answer(request).await {
             Ok(answer) => Attempt {
-                verdict: self.vendor.verdict(&answer),
+                verdict: self.shown(self.vendor.verdict(&answer)),
                 is_gone: self.vendor.is_gone(&answer),
             },
-            Err(error) => Attempt::failed(trouble(error)),
+            Err(error) => Attempt::failed(self.shown(trouble(error))),
         }
     }
 
@@ -326,11 +346,7 @@ impl Sink for HttpSink {
     fn preview(&self, notice: &Notice) -> String {
         let call = self.vendor.call(notice, self.clock.now());
         let body: serde_json::Value = serde_json::from_slice(&call.body).unwrap_or_default();
-        let text = format!("{body:#}");
-        match self.vendor.hidden() {
-            Some(secret) => text.replace(secret, "…"),
-            None => text,
-        }
+        self.connection.without_secrets(format!("{body:#}"))
     }
 
     async fn send(&self, notices: &[Notice]) -> Vec<Verdict> {
