@@ -1,9 +1,7 @@
 //! Secrets are nowhere to be seen, whatever goes wrong: services that repeat all they were told, that
 //! hang, that lead elsewhere; and every way to look at what happened.
 
-use std::io::Read as _;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::http::{HeaderMap, StatusCode, Uri};
@@ -55,11 +53,11 @@ fn free_port() -> u16 {
 
 fn settings(sns: &Sns, base: &str, ports: [u16; 2], nobody: u16) -> String {
     let http = "http = { allow_private = true, timeout = '500ms' }";
-    let mut sinks = String::new();
+    let mut sinks = Vec::new();
     let mut names = Vec::new();
     let mut sink = |name: String, keys: String| {
-        sinks += &format!("[sink.{name}]\n{keys}\n{http}\n");
         names.push(format!("'{name}'"));
+        sinks.push(format!("[sink.{name}]\n{keys}\n{http}\n"));
     };
     let secrets = "secrets = [{ env = 'SIGN' }]\nheaders = { x-key = { env = 'CANARY' } }";
     for fault in FAULTS {
@@ -91,27 +89,18 @@ fn settings(sns: &Sns, base: &str, ports: [u16; 2], nobody: u16) -> String {
     );
     format!(
         "[server]\nlisten = '127.0.0.1:{}'\n[admin]\nlisten = '127.0.0.1:{}'\nsocket = 'admin.sock'\n\
-         [store]\nurl = 'sqlite:runbell.db'\n[[topic]]\narn = '{TOPIC}'\nendpoint = '{}'\n{sinks}\
+         [store]\nurl = 'sqlite:runbell.db'\n[[topic]]\narn = '{TOPIC}'\nendpoint = '{}'\n{}\
          [[route]]\nname = 'all'\nto = [{}]\norder = 'none'\n",
         ports[0],
         ports[1],
         sns.base,
+        sinks.concat(),
         names.join(", ")
     )
 }
 
-#[tokio::test]
-async fn no_secret_is_seen_wherever_one_looks() {
-    let sns = Sns::start().await;
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let base = format!("http://{}", listener.local_addr().unwrap());
-    let mut tasks = tokio::task::JoinSet::new();
-    let router = axum::Router::new().fallback(parrot);
-    tasks.spawn(async { axum::serve(listener, router).await.unwrap() });
-    let folder = folder();
-    let (ports, nobody) = ([free_port(), free_port()], free_port());
-    let config = folder.path().join("runbell.toml");
-    std::fs::write(&config, settings(&sns, &base, ports, nobody)).unwrap();
+/// Where the secrets are.
+fn environment(base: &str, nobody: u16) -> Vec<(String, String)> {
     let mut environment = vec![
         ("CANARY".to_owned(), CANARY.to_owned()),
         (
@@ -127,26 +116,37 @@ async fn no_secret_is_seen_wherever_one_looks() {
         let url = format!("{base}/{fault}/{CANARY}?key={CANARY}");
         environment.push((format!("URL_{fault}"), url));
     }
+    environment
+}
+
+#[tokio::test]
+async fn no_secret_is_seen_wherever_one_looks() {
+    let sns = Sns::start().await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}", listener.local_addr().unwrap());
+    let mut tasks = tokio::task::JoinSet::new();
+    let router = axum::Router::new().fallback(parrot);
+    tasks.spawn(async { axum::serve(listener, router).await.unwrap() });
+    let folder = folder();
+    let (ports, nobody) = ([free_port(), free_port()], free_port());
+    let config = folder.path().join("runbell.toml");
+    std::fs::write(&config, settings(&sns, &base, ports, nobody)).unwrap();
+    let environment = environment(&base, nobody);
     let runbell = |arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_runbell"));
         command.args(arguments).args(["--config"]).arg(&config);
         command.env_clear().envs(environment.clone());
         command
     };
-    let mut service = Service {
+    let log = folder.path().join("log");
+    let service = Service {
         process: runbell(&["serve"])
             .env("RUST_LOG", "trace")
-            .stderr(Stdio::piped())
+            .stderr(std::fs::File::create(&log).unwrap())
             .stdout(Stdio::null())
             .spawn()
             .unwrap(),
     };
-    let mut log = service.process.stderr.take().unwrap();
-    let reader = std::thread::spawn(move || {
-        let mut text = Vec::new();
-        log.read_to_end(&mut text).unwrap();
-        String::from_utf8_lossy(&text).into_owned()
-    });
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let get = async |path: &str| {
         let url = format!("http://127.0.0.1:{}{path}", ports[1]);
@@ -197,11 +197,7 @@ async fn no_secret_is_seen_wherever_one_looks() {
         seen.push(("a command", String::from_utf8_lossy(&said).into_owned()));
     }
     drop(service);
-    let log = tokio::time::timeout(
-        Duration::from_secs(30),
-        tokio::task::spawn_blocking(|| reader.join().unwrap()),
-    );
-    let log = log.await.unwrap().unwrap();
+    let log = std::fs::read_to_string(&log).unwrap();
     assert!(log.contains("a delivery failed"), "{log}");
     seen.push(("the log", log));
     for (place, text) in seen {

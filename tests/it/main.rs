@@ -10,6 +10,7 @@
 
 mod attacks;
 mod canary;
+mod cancel;
 mod crash;
 mod deliver;
 mod fleet;
