@@ -67,6 +67,14 @@ pub fn notice(
 }
 
 impl Notice {
+    /// Whether people are to be called, where somebody said whom: something failed that they were not
+    /// told of before.
+    #[must_use]
+    pub fn calls_for_people(&self) -> bool {
+        let is_news = self.digest.as_ref().is_none_or(|digest| digest.has_news);
+        is_news && Document::of_event(self).tone == Tone::Bad
+    }
+
     /// The same in the words of a template, if there is one.
     #[must_use]
     pub fn in_words_of(mut self, template: Option<&Template>) -> Self {

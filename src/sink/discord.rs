@@ -34,6 +34,10 @@ const GONE: [i64; 2] = [10_008, 30_046];
 pub struct Settings {
     /// URL of the webhook; whoever has it may post.
     pub url: SecretText,
+    /// Who is called when something failed: `here`, `everyone`, `@` and the number of a user, or `@&` and
+    /// the number of a role.
+    #[serde(default)]
+    pub mention: Vec<String>,
     /// The connection.
     #[serde(default)]
     pub http: http::Settings,
@@ -42,6 +46,7 @@ pub struct Settings {
 struct Discord {
     url: Url,
     destination: String,
+    mention: Vec<String>,
 }
 
 impl Settings {
@@ -50,12 +55,17 @@ impl Settings {
     /// # Errors
     /// Everything that is wrong with them.
     pub fn check(self, folder: &Path) -> Result<Checked, Vec<Fault>> {
+        let mention = mentions(&self.mention)?;
         let (connection, mut url) = self.http.check_with_url(folder, &self.url)?;
         let destination = url.to_string();
         // Else it answers before it has looked at the message, and without an id.
         url.query_pairs_mut().append_pair("wait", "true");
         Ok(Checked {
-            vendor: Arc::new(Discord { url, destination }),
+            vendor: Arc::new(Discord {
+                url,
+                destination,
+                mention,
+            }),
             connection,
         })
     }
@@ -74,7 +84,17 @@ impl Vendor for Discord {
     }
 
     fn call(&self, notice: &Notice, _at: Timestamp) -> Call {
-        Call::json(&self.url, &payload(notice))
+        let mut payload = payload(notice);
+        if notice.calls_for_people()
+            && !self.mention.is_empty()
+            && let Some(message) = payload.as_object_mut()
+        {
+            message.insert("content".to_owned(), self.mention.join(" ").into());
+            let parse = ["everyone", "users", "roles"];
+            // The embed mentions nobody, whatever stands in it: only the content does.
+            message.insert("allowed_mentions".to_owned(), json!({ "parse": parse }));
+        }
+        Call::json(&self.url, &payload)
     }
 
     fn keeps_threads(&self) -> bool {
@@ -124,6 +144,24 @@ struct Said {
     id: Option<String>,
     code: Option<i64>,
     retry_after: Option<f64>,
+}
+
+fn mentions(words: &[String]) -> Result<Vec<String>, Vec<Fault>> {
+    let is_number = |text: &str| text.len() > 5 && text.bytes().all(|byte| byte.is_ascii_digit());
+    let each = words.iter().enumerate().map(|(number, word)| {
+        let id = word.strip_prefix('@');
+        let id = id.map(|id| id.strip_prefix('&').unwrap_or(id));
+        match word.as_str() {
+            "here" | "everyone" => Ok(format!("@{word}")),
+            _ if id.is_some_and(is_number) => Ok(format!("<{word}>")),
+            _ => Err(vec![Fault::at(
+                &["mention", &number.to_string()],
+                "this calls nobody: write `here`, `everyone`, `@` and the number of a user, or `@&` \
+                 and the number of a role",
+            )]),
+        }
+    });
+    each.collect()
 }
 
 fn payload(notice: &Notice) -> Value {

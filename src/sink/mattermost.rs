@@ -27,6 +27,9 @@ pub struct Settings {
     pub url: SecretText,
     /// The channel, if not that of the webhook.
     pub channel: Option<String>,
+    /// Who is called when something failed: `here`, `channel`, `all`, or names of users and groups.
+    #[serde(default)]
+    pub mention: Vec<String>,
     /// The connection.
     #[serde(default)]
     pub http: http::Settings,
@@ -35,6 +38,7 @@ pub struct Settings {
 struct Mattermost {
     url: Url,
     channel: Option<String>,
+    mention: Vec<String>,
 }
 
 impl Settings {
@@ -43,11 +47,13 @@ impl Settings {
     /// # Errors
     /// Everything that is wrong with them.
     pub fn check(self, folder: &Path) -> Result<Checked, Vec<Fault>> {
+        let mention = mentions(&self.mention)?;
         let (connection, url) = self.http.check_with_url(folder, &self.url)?;
         Ok(Checked {
             vendor: Arc::new(Mattermost {
                 url,
                 channel: self.channel,
+                mention,
             }),
             connection,
         })
@@ -74,7 +80,14 @@ impl Vendor for Mattermost {
         let fits =
             |document: &Document| attachment(document).to_string().chars().count() <= LONGEST;
         let document = Document::of(notice).fitted(fits);
-        self.post(json!({ "attachments": [attachment(&document)] }))
+        let mut message = json!({ "attachments": [attachment(&document)] });
+        if notice.calls_for_people()
+            && !self.mention.is_empty()
+            && let Some(message) = message.as_object_mut()
+        {
+            message.insert("text".to_owned(), self.mention.join(" ").into());
+        }
+        self.post(message)
     }
 
     fn plain(&self, notice: &Notice, _at: Timestamp) -> Option<Call> {
@@ -93,6 +106,24 @@ impl Mattermost {
         }
         Call::json(&self.url, &message)
     }
+}
+
+fn mentions(words: &[String]) -> Result<Vec<String>, Vec<Fault>> {
+    let is_name = |word: &str| {
+        let kept = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+        !word.is_empty() && word.bytes().all(kept)
+    };
+    let each = words.iter().enumerate().map(|(number, word)| {
+        if is_name(word) {
+            Ok(format!("@{word}"))
+        } else {
+            Err(vec![Fault::at(
+                &["mention", &number.to_string()],
+                "this calls nobody: write `here`, `channel`, `all`, or a name without its `@`",
+            )])
+        }
+    });
+    each.collect()
 }
 
 fn attachment(document: &Document) -> Value {

@@ -66,7 +66,8 @@ fn settings(sns: &Sns, base: &str, ports: [u16; 2], nobody: u16) -> String {
             format!("hook-{fault}"),
             format!("type = 'webhook'\n{url}\n{secrets}"),
         );
-        let keys = "token = { env = 'CANARY' }\nchannel = 'c'";
+        // Channels of their own: else they would keep one pace.
+        let keys = format!("token = {{ env = 'CANARY' }}\nchannel = 'c-{fault}'");
         sink(
             format!("bot-{fault}"),
             format!("type = 'slack'\n{keys}\napi = '{base}/{fault}/'"),

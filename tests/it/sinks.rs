@@ -630,6 +630,64 @@ async fn a_template_chooses_the_words_and_means_nothing_to_a_service() {
 }
 
 #[tokio::test]
+async fn people_are_called_when_it_was_said_whom_and_only_for_failures() {
+    let url = "url = { env = 'URL' }";
+    for (kind, mention, called) in [
+        (
+            "slack",
+            "['here', 'U0123456', 'S0123456']",
+            &[
+                "{\"range\":\"here\",\"type\":\"broadcast\"}",
+                "\"user_id\":\"U0123456\"",
+                "\"usergroup_id\":\"S0123456\"",
+            ][..],
+        ),
+        (
+            "discord",
+            "['here', '@123456', '@&1234567']",
+            &["\"content\":\"@here <@123456> <@&1234567>\""],
+        ),
+        (
+            "mattermost",
+            "['here', 'ann.b']",
+            &["\"text\":\"@here @ann.b\""],
+        ),
+    ] {
+        let settings = format!("{url}\nmention = {mention}").leak();
+        let case = CASES.iter().find(|case| case.kind == kind).unwrap();
+        let case = Case {
+            kind,
+            settings,
+            sent: case.sent,
+            ..webhook()
+        };
+        let service = Service::start().await;
+        let sink = open(&case, &service.base, "");
+        let success = notice_of(
+            &json!({ "commandId": "c-1", "documentName": "d", "instanceId": "i-1", "status": "Success" })
+                .to_string(),
+        );
+        for notice in [failed("i-1", "d"), success] {
+            service.will_answer(case.sent.0, case.sent.1);
+            assert_eq!(send(&*sink, &notice).await.word(), "sent");
+        }
+        let asked = service.asked();
+        for part in called {
+            assert!(
+                asked[0].body.to_string().contains(part),
+                "{}",
+                asked[0].body
+            );
+            assert!(
+                !asked[1].body.to_string().contains(part),
+                "{}",
+                asked[1].body
+            );
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_success_is_a_change_and_an_incident_ends_when_another_end_is_told() {
     let case = CASES.iter().find(|case| case.kind == "pagerduty").unwrap();
     let service = Service::start().await;

@@ -13,7 +13,7 @@ use reqwest::header::{AUTHORIZATION, HeaderValue};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{message, plain_message};
+use super::{Mentions, message, plain_message};
 use crate::fault::Fault;
 use crate::render::{Document, Notice, Tone};
 use crate::retry::{Scope, Verdict};
@@ -64,6 +64,7 @@ struct Bot {
     channel: String,
     /// What names bot and channel.
     destination: String,
+    mentions: Mentions,
 }
 
 /// # Errors
@@ -72,6 +73,7 @@ pub(super) fn vendor(
     api: &Url,
     token: &SecretText,
     channel: String,
+    mentions: Mentions,
 ) -> Result<Arc<dyn Vendor>, Vec<Fault>> {
     let method = |name| {
         api.join(name)
@@ -88,6 +90,7 @@ pub(super) fn vendor(
         authorization,
         destination: format!("slack {token} {channel}"),
         channel,
+        mentions,
     }))
 }
 
@@ -109,7 +112,7 @@ impl Vendor for Bot {
     }
 
     fn call(&self, notice: &Notice, _at: Timestamp) -> Call {
-        self.posted(notice, message(notice))
+        self.posted(notice, message(notice, &self.mentions))
     }
 
     fn plain(&self, notice: &Notice, _at: Timestamp) -> Option<Call> {
@@ -118,7 +121,8 @@ impl Vendor for Bot {
 
     fn edit(&self, notice: &Notice, message_id: &str) -> Option<Call> {
         let (channel, ts) = message_id.split_once(':')?;
-        let mut edit = message(notice);
+        // Whom it calls was called before.
+        let mut edit = message(notice, &[]);
         edit.insert("channel".to_owned(), channel.into());
         edit.insert("ts".to_owned(), ts.into());
         Some(self.call_with(&self.update, edit))

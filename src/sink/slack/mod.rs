@@ -36,10 +36,17 @@ pub struct Settings {
     pub channel: Option<String>,
     /// Base URL of the Web API, if not Slack's own.
     pub api: Option<String>,
+    /// Who is called when something failed: `here`, `channel`, `everyone`, or ids of users and user
+    /// groups.
+    #[serde(default)]
+    pub mention: Vec<String>,
     /// The connection.
     #[serde(default)]
     pub http: http::Settings,
 }
+
+/// Who is called when something failed, as elements of rich text.
+type Mentions = Vec<Value>;
 
 impl Settings {
     /// Turns them into a service to speak to.
@@ -47,11 +54,12 @@ impl Settings {
     /// # Errors
     /// Everything that is wrong with them.
     pub fn check(self, folder: &Path) -> Result<Checked, Vec<Fault>> {
+        let mentions = mentions(&self.mention)?;
         match (self.url, self.token, self.channel) {
             (Some(url), None, None) => {
                 let (connection, url) = self.http.check_with_url(folder, &url)?;
                 Ok(Checked {
-                    vendor: webhook::vendor(url),
+                    vendor: webhook::vendor(url, mentions),
                     connection,
                 })
             }
@@ -65,7 +73,7 @@ impl Settings {
                     api.set_path(&format!("{}/", api.path()));
                 }
                 Ok(Checked {
-                    vendor: bot::vendor(&api, &token, channel)?,
+                    vendor: bot::vendor(&api, &token, channel, mentions)?,
                     connection,
                 })
             }
@@ -85,13 +93,46 @@ impl Settings {
     }
 }
 
+fn mentions(words: &[String]) -> Result<Mentions, Vec<Fault>> {
+    let mut faults = Vec::new();
+    let mut mentions = Vec::new();
+    for (number, word) in words.iter().enumerate() {
+        let is_id = word.len() > 5 && word.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        mentions.push(match word.as_str() {
+            "here" | "channel" | "everyone" => json!({ "type": "broadcast", "range": word }),
+            id if is_id && id.starts_with(['U', 'W']) => json!({ "type": "user", "user_id": id }),
+            id if is_id && id.starts_with('S') => {
+                json!({ "type": "usergroup", "usergroup_id": id })
+            }
+            _ => {
+                faults.push(Fault::at(
+                    &["mention", &number.to_string()],
+                    "this calls nobody: write `here`, `channel`, `everyone`, the id of a user (U…) \
+                     or of a user group (S…)",
+                ));
+                continue;
+            }
+        });
+    }
+    if faults.is_empty() {
+        Ok(mentions)
+    } else {
+        Err(faults)
+    }
+}
+
 /// The message that a notice becomes.
-fn message(notice: &Notice) -> Map<String, Value> {
-    let fits = |document: &Document| {
-        let size = Value::from(payload(document)).to_string().chars().count();
-        size <= MESSAGE
+fn message(notice: &Notice, mentions: &[Value]) -> Map<String, Value> {
+    let mentions = if notice.calls_for_people() {
+        mentions
+    } else {
+        &[]
     };
-    payload(&Document::of(notice).fitted(fits))
+    let fits = |document: &Document| {
+        let message = Value::from(payload(document, mentions));
+        message.to_string().chars().count() <= MESSAGE
+    };
+    payload(&Document::of(notice).fitted(fits), mentions)
 }
 
 /// The same without any form.
@@ -101,7 +142,7 @@ fn plain_message(notice: &Notice) -> Map<String, Value> {
 }
 
 /// Rich text says by type what is text, bold or a link: nothing in a text is read as markup.
-fn payload(document: &Document) -> Map<String, Value> {
+fn payload(document: &Document, mentions: &[Value]) -> Map<String, Value> {
     let sign = document.tone.sign();
     let title = document.title.cut(TITLE);
     let mut parts = vec![text(&format!("{sign} "), None)];
@@ -111,6 +152,10 @@ fn payload(document: &Document) -> Map<String, Value> {
         }),
         None => text(title.text(), Some("bold")),
     });
+    for mention in mentions {
+        parts.push(text(" ", None));
+        parts.push(mention.clone());
+    }
     for mark in &document.marks {
         parts.push(text(&format!("\n{}", mark.text()), Some("italic")));
     }

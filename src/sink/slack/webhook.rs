@@ -9,17 +9,18 @@ use std::time::Duration;
 use jiff::Timestamp;
 use reqwest::Url;
 
-use super::{message, plain_message};
+use super::{Mentions, message, plain_message};
 use crate::render::Notice;
 use crate::retry::{Scope, Verdict};
 use crate::sink::http::{Answer, Call, Rate, Vendor};
 
 struct Webhook {
     url: Url,
+    mentions: Mentions,
 }
 
-pub(super) fn vendor(url: Url) -> Arc<dyn Vendor> {
-    Arc::new(Webhook { url })
+pub(super) fn vendor(url: Url, mentions: Mentions) -> Arc<dyn Vendor> {
+    Arc::new(Webhook { url, mentions })
 }
 
 impl Vendor for Webhook {
@@ -35,7 +36,7 @@ impl Vendor for Webhook {
     }
 
     fn call(&self, notice: &Notice, _at: Timestamp) -> Call {
-        Call::json(&self.url, &message(notice).into())
+        Call::json(&self.url, &message(notice, &self.mentions).into())
     }
 
     fn plain(&self, notice: &Notice, _at: Timestamp) -> Option<Call> {
