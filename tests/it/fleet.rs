@@ -43,16 +43,16 @@ struct Quota {
 }
 
 /// What a service was sent, and when.
-struct Inbox {
+pub(crate) struct Inbox {
     clock: Clock,
     quota: Quota,
-    taken: Mutex<Vec<(Timestamp, String)>>,
+    pub(crate) taken: Mutex<Vec<(Timestamp, String)>>,
     edits: Mutex<usize>,
     refused: Mutex<Vec<String>>,
 }
 
 impl Inbox {
-    fn new(clock: &Clock, messages: usize, seconds: u64) -> Arc<Self> {
+    pub(crate) fn new(clock: &Clock, messages: usize, seconds: u64) -> Arc<Self> {
         Arc::new(Self {
             clock: clock.clone(),
             quota: Quota {
@@ -132,7 +132,7 @@ async fn chat(inbox: Arc<Inbox>, tasks: &mut JoinSet<()>) -> String {
 }
 
 /// A mail server that takes no more than its quota and nothing over ten megabytes.
-async fn post_office(inbox: Arc<Inbox>, tasks: &mut JoinSet<()>) -> u16 {
+pub(crate) async fn post_office(inbox: Arc<Inbox>, tasks: &mut JoinSet<()>) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tasks.spawn(async move {

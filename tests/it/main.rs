@@ -13,6 +13,7 @@ mod canary;
 mod cancel;
 mod crash;
 mod deliver;
+mod every_sink;
 mod fleet;
 mod floors;
 mod harness;
