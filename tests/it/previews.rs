@@ -1,9 +1,13 @@
 //! What each service is sent, to the letter: whoever changes the looks of a notice sees it here.
 
+use std::path::Path;
+
 use runbell::clock::Clock;
+use runbell::config::{Config, Surroundings};
 use runbell::delivery::Digest;
 use runbell::event::Status;
 use runbell::render::Notice;
+use runbell::sink::http::Paces;
 use serde_json::json;
 
 use crate::sinks::{CASES, notice_of, open_at};
@@ -85,4 +89,25 @@ fn every_service_is_sent_what_was_looked_at() {
         let name = format!("{number:02}-{}", case.kind);
         insta::assert_snapshot!(name, shown.join("\n\n"));
     }
+}
+
+#[test]
+fn a_mail_reads_as_it_was_looked_at() {
+    let text = "[server]\nlisten = '127.0.0.1:0'\n[store]\nurl = 'sqlite:x.db'\n\
+        [[topic]]\narn = 'arn:aws:sns:eu-central-1:123456789012:run-command'\n\
+        [[route]]\nname = 'r'\nto = ['s']\n[sink.s]\ntype = 'email'\n\
+        smtp = 'smtps://mail.example.com'\nfrom = 'a@example.com'\n\
+        to = ['Ann <ann@example.com>', 'bob@example.com']\n";
+    let around = Surroundings {
+        folder: Path::new("/tmp"),
+        variable: &|_| None,
+    };
+    let parsed = Config::parse(text, Path::new("runbell.toml"), &around);
+    let (config, _) = parsed.unwrap_or_else(|faults| panic!("{faults}"));
+    let sink = config.sinks[0].open(&Clock::by_hand(at(1)), &mut Paces::default());
+    let shown: Vec<String> = notices()
+        .iter()
+        .map(|(name, notice)| format!("# {name}\n{}", sink.preview(notice)))
+        .collect();
+    insta::assert_snapshot!("mail", shown.join("\n\n"));
 }

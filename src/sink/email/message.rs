@@ -80,6 +80,16 @@ pub(super) fn build(
     Ok(mail.formatted())
 }
 
+/// The mail for people to look at: whom it goes to, its subject, and its text.
+pub(super) fn shown(notice: &Notice, to: &str) -> String {
+    let document = Document::of(notice);
+    let subject = subject(&document, &notice.event);
+    format!(
+        "To: {to}\nSubject: {subject}\n\n{}",
+        text(&document).trim_end()
+    )
+}
+
 /// What it says, and where.
 fn subject(document: &Document, event: &Event) -> String {
     let title = document.title.cut(LONGEST_TITLE);

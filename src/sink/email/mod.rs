@@ -300,6 +300,11 @@ impl Sink for Email {
         verdicts
     }
 
+    fn preview(&self, notice: &Notice) -> String {
+        let to = self.settings.to.iter().map(ToString::to_string);
+        message::shown(notice, &to.collect::<Vec<_>>().join(", "))
+    }
+
     async fn reopen(&self) {
         self.post.close_idle();
     }

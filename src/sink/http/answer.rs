@@ -120,6 +120,44 @@ mod tests {
         }
     }
 
+    /// What people read is what the code does.
+    #[test]
+    fn the_documentation_says_what_each_code_means() {
+        let page = include_str!("../../../docs/sinks.md");
+        let (_, rest) = page
+            .split_once("## What an answer over HTTP means")
+            .unwrap();
+        let (table, _) = rest.split_once("\n## ").unwrap_or((rest, ""));
+        let mut codes = 0;
+        for row in table.lines().filter(|line| line.starts_with("| ")) {
+            let mut columns = row.split('|').map(str::trim).skip(1);
+            let (said, meaning) = (columns.next().unwrap(), columns.next().unwrap());
+            let digits = |each: char| !each.is_ascii_digit();
+            for code in said.split(digits).filter(|code| code.len() == 3) {
+                let answer = Answer {
+                    status: code.parse().unwrap(),
+                    ..Answer::default()
+                };
+                let verdict = answer.usual();
+                let word = match verdict.word() {
+                    "retry" if verdict.is_of_the_sink() => "later; the whole sink rests",
+                    "retry" => "later; this notice",
+                    "broken" => "the sink is broken",
+                    "refused" if matches!(verdict, Verdict::Refused { content: true, .. }) => {
+                        "refused for its form"
+                    }
+                    word => word,
+                };
+                assert!(
+                    meaning.starts_with(word),
+                    "{code}: {word}, and the page says {meaning}"
+                );
+                codes += 1;
+            }
+        }
+        assert!(codes >= 15, "the page names {codes} codes");
+    }
+
     #[test]
     fn every_code_has_a_verdict() {
         for (status, word) in [
