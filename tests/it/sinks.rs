@@ -532,6 +532,21 @@ fn what_there_is_nothing_of_is_left_out() {
     }
 }
 
+#[test]
+fn no_service_is_sent_what_hides_or_moves_text() {
+    let hostile = "a\u{202e}b\r\nc\u{7f}d";
+    let body = json!({
+        "commandId": hostile, "documentName": hostile, "instanceId": hostile, "status": "Failed",
+        "detailedStatus": hostile,
+    });
+    for (kind, payload) in payloads(&notice_of(&body.to_string())) {
+        assert!(payload.contains("ab  cd"), "{kind}: {payload}");
+        for hidden in ["\u{202e}", "\\r", "\u{7f}"] {
+            assert!(!payload.contains(hidden), "{kind}: {payload}");
+        }
+    }
+}
+
 fn only_text_and_links(blocks: &Value) {
     match blocks {
         Value::Array(each) => each.iter().for_each(only_text_and_links),
