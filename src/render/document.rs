@@ -359,7 +359,8 @@ fn of_message(event: &Event) -> Document {
         ],
         link: None,
         paste: None,
-        text: Some(Lines::new(&event.body)),
+        // Some services refuse a whole message for one empty value.
+        text: Some(Lines::new(&event.body)).filter(|text| !text.text().is_empty()),
         is_cut: false,
     }
 }

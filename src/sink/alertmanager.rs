@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::http::{self, Call, Checked, Vendor};
 use crate::clock::later;
 use crate::fault::Fault;
-use crate::render::{Document, Notice, Tone};
+use crate::render::{Document, Notice, Plain, Tone};
 use crate::secret::SecretText;
 use crate::units::Span;
 
@@ -107,10 +107,11 @@ impl Alertmanager {
             "region": event.region,
         });
         let mut label = |name: &str, value: &str| {
+            let value = Plain::new(value);
             if let Some(labels) = labels.as_object_mut()
-                && !value.is_empty()
+                && !value.text().is_empty()
             {
-                labels.insert(name.to_owned(), value.into());
+                labels.insert(name.to_owned(), value.text().into());
             }
         };
         match event.command() {

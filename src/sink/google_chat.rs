@@ -139,7 +139,8 @@ fn message(document: &Document, notice: &Notice) -> Value {
 fn thread(notice: &Notice) -> Value {
     let event = &notice.event;
     let key = event.command().map_or(notice.id.as_str(), |it| &it.command);
-    json!({ "threadKey": key.chars().take(200).collect::<String>() })
+    let key: String = Plain::new(key).text().chars().take(200).collect();
+    json!({ "threadKey": key })
 }
 
 /// Chat reads markup in plain text and has no escape for it.

@@ -147,12 +147,16 @@ fn attachment(document: &Document) -> Value {
         json!({ "title": fact.name, "value": value, "short": is_short })
     });
     let sign = document.tone.sign();
-    json!({
+    let mut attachment = json!({
         "fallback": format!("{sign} {}", document.title.text()),
         "color": format!("#{:06x}", document.tone.colour()),
         "title": format!("{sign} {}", document.title.in_markup(Markup::Markdown)),
-        "title_link": document.link.as_ref().map(|link| &link.url),
         "text": lines.join("\n"),
         "fields": facts.collect::<Vec<_>>(),
-    })
+    });
+    // Rocket.Chat refuses a null here.
+    if let (Some(link), Some(attachment)) = (&document.link, attachment.as_object_mut()) {
+        attachment.insert("title_link".to_owned(), link.url.as_str().into());
+    }
+    attachment
 }

@@ -93,14 +93,16 @@ impl Vendor for Ntfy {
             Tone::Good => (2, "white_check_mark"),
             Tone::Neutral => (2, "large_blue_circle"),
         };
-        let message = json!({
+        let mut message = json!({
             "topic": self.topic.expose(),
             "title": document.title.cut(TITLE).text(),
             "message": text(&document),
             "priority": priority,
             "tags": [tag],
-            "click": document.link.as_ref().map(|link| &link.url),
         });
+        if let (Some(link), Some(message)) = (&document.link, message.as_object_mut()) {
+            message.insert("click".to_owned(), link.url.as_str().into());
+        }
         self.publish(&message)
     }
 

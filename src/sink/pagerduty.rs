@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::http::{self, Call, Checked, Rate, Vendor};
 use crate::fault::Fault;
-use crate::render::{Document, Notice, Tone};
+use crate::render::{Document, Notice, Plain, Tone};
 use crate::secret::SecretText;
 
 /// Where events go when nobody says; the European service has another host.
@@ -139,10 +139,10 @@ impl PagerDuty {
             payload.insert("severity".to_owned(), severity.into());
             payload.insert(
                 "component".to_owned(),
-                it.instance.as_deref().unwrap_or("command").into(),
+                plain(it.instance.as_deref().unwrap_or("command")),
             );
-            payload.insert("group".to_owned(), it.document.as_str().into());
-            payload.insert("class".to_owned(), it.status.as_str().into());
+            payload.insert("group".to_owned(), plain(&it.document));
+            payload.insert("class".to_owned(), plain(it.status.as_str()));
         } else if let Some(payload) = payload.as_object_mut() {
             payload.insert("severity".to_owned(), severity.into());
         }
@@ -158,6 +158,11 @@ impl PagerDuty {
     }
 }
 
+/// A text that somebody wrote, without what hides or moves other text.
+fn plain(text: &str) -> Value {
+    Plain::new(text).text().into()
+}
+
 /// What names the incident: the same for every status of one command on one instance.
 fn incident(notice: &Notice) -> String {
     let event = &notice.event;
@@ -168,7 +173,7 @@ fn incident(notice: &Notice) -> String {
                 "{}/{}/{}/{instance}",
                 event.account, event.region, it.command
             );
-            text.chars().take(255).collect()
+            Plain::new(&text).text().chars().take(255).collect()
         }
         None => notice.id.clone(),
     }

@@ -87,19 +87,19 @@ impl Vendor for Teams {
 
 fn message(document: &Document) -> Value {
     let colour = match document.tone {
-        Tone::Neutral => "accent",
-        Tone::Good => "good",
-        Tone::Warning => "warning",
-        Tone::Bad => "attention",
+        Tone::Neutral => "Accent",
+        Tone::Good => "Good",
+        Tone::Warning => "Warning",
+        Tone::Bad => "Attention",
     };
     let title = format!("{} {}", document.tone.sign(), document.title.text());
-    let bold = ("weight", "bolder");
+    let bold = ("weight", "Bolder");
     let mut body = vec![paragraph(&[run(
         &title,
-        &[bold, ("size", "large"), ("color", colour)],
+        &[bold, ("size", "Large"), ("color", colour)],
     )])];
     for mark in &document.marks {
-        body.push(paragraph(&[run(mark.text(), &[("color", "warning")])]));
+        body.push(paragraph(&[run(mark.text(), &[("color", "Warning")])]));
     }
     for fact in &document.facts {
         body.push(paragraph(&[
@@ -116,12 +116,12 @@ fn message(document: &Document) -> Value {
     if let Some(paste) = &document.paste {
         body.push(paragraph(&[run(
             paste.text(),
-            &[("fontType", "monospace")],
+            &[("fontType", "Monospace")],
         )]));
     }
     if document.is_cut {
         let note = "shortened: runbell event show has all of it";
-        body.push(paragraph(&[run(note, &[("size", "small")])]));
+        body.push(paragraph(&[run(note, &[("size", "Small")])]));
     }
     card(&json!(body), document.link.as_ref())
 }
@@ -159,5 +159,5 @@ fn run(text: &str, form: &[(&str, &str)]) -> Value {
 }
 
 fn paragraph(runs: &[Value]) -> Value {
-    json!({ "type": "RichTextBlock", "inlines": runs, "spacing": "small" })
+    json!({ "type": "RichTextBlock", "inlines": runs, "spacing": "Small" })
 }

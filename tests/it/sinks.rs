@@ -514,6 +514,39 @@ async fn nothing_in_a_message_means_anything_to_a_service() {
     }
 }
 
+/// A payload of each service but those whose lines have everything that was signed.
+fn payloads(notice: &Notice) -> impl Iterator<Item = (&'static str, String)> {
+    let cases = CASES.iter().filter(|case| case.kind != "webhook");
+    cases.map(|case| {
+        let body = vendor(case).call(notice, Timestamp::UNIX_EPOCH).body;
+        (case.kind, String::from_utf8(body).unwrap())
+    })
+}
+
+/// Google Chat refuses a widget without text, Rocket.Chat a link that is null.
+#[test]
+fn what_there_is_nothing_of_is_left_out() {
+    for (kind, payload) in payloads(&notice_of("\n")) {
+        assert!(!payload.contains("null"), "{kind}: {payload}");
+        assert!(!payload.contains("\"text\":\"\""), "{kind}: {payload}");
+    }
+}
+
+#[test]
+fn no_service_is_sent_what_hides_or_moves_text() {
+    let hostile = "a\u{202e}b\r\nc\u{7f}d";
+    let body = json!({
+        "commandId": hostile, "documentName": hostile, "instanceId": hostile, "status": "Failed",
+        "detailedStatus": hostile,
+    });
+    for (kind, payload) in payloads(&notice_of(&body.to_string())) {
+        assert!(payload.contains("ab  cd"), "{kind}: {payload}");
+        for hidden in ["\u{202e}", "\\r", "\u{7f}"] {
+            assert!(!payload.contains(hidden), "{kind}: {payload}");
+        }
+    }
+}
+
 fn only_text_and_links(blocks: &Value) {
     match blocks {
         Value::Array(each) => each.iter().for_each(only_text_and_links),

@@ -30,6 +30,7 @@ const THREADED: [Threaded; 3] = [
             asked.uri.path() == "/chat.update"
                 && asked.body["ts"] == "17.5"
                 && asked.body["channel"] == "C1"
+                && asked.body.get("unfurl_links").is_none()
         },
         answers: |body| body.get("thread_ts").filter(|ts| **ts == "17.5"),
     },

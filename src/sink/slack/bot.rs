@@ -123,6 +123,8 @@ impl Vendor for Bot {
         let (channel, ts) = message_id.split_once(':')?;
         // Whom it calls was called before.
         let mut edit = message(notice, &[]);
+        // Said once, when a message is posted; an edit does not know them.
+        edit.retain(|key, _| !matches!(key.as_str(), "unfurl_links" | "unfurl_media"));
         edit.insert("channel".to_owned(), channel.into());
         edit.insert("ts".to_owned(), ts.into());
         Some(self.call_with(&self.update, edit))
