@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Deserialize;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
 
 use super::record::write_line;
@@ -177,21 +177,22 @@ async fn finish(child: &mut Child, line: &[u8]) -> std::io::Result<(Option<i32>,
     };
     let mut said = Vec::new();
     let mut complained = Vec::new();
-    let listen = async {
-        if let Some(stdout) = stdout {
-            // What it says is for people only.
-            let _ = stdout.take(LARGEST).read_to_end(&mut said).await;
-        }
-    };
-    let listen_to_errors = async {
-        if let Some(stderr) = stderr {
-            let _ = stderr.take(LARGEST).read_to_end(&mut complained).await;
-        }
-    };
-    tokio::join!(feed, listen, listen_to_errors);
+    tokio::join!(
+        feed,
+        listen(stdout, &mut said),
+        listen(stderr, &mut complained)
+    );
     let status = child.wait().await?;
     said.extend(complained);
     Ok((status.code(), String::from_utf8_lossy(&said).into_owned()))
+}
+
+/// Keeps the beginning of what is said, and hears the rest out: nobody is to fail for having said much.
+async fn listen(pipe: Option<impl AsyncRead + Unpin>, kept: &mut Vec<u8>) {
+    let Some(mut pipe) = pipe else { return };
+    // What it says is for people only: a pipe that breaks is no fault of the notice.
+    let _ = (&mut pipe).take(LARGEST).read_to_end(kept).await;
+    let _ = tokio::io::copy(&mut pipe, &mut tokio::io::sink()).await;
 }
 
 /// Ends a program with everything that it has started.
