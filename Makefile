@@ -8,7 +8,7 @@ DENY_VERSION := 0.20.2
 DENY_ROOT := target/tools/cargo-deny-$(DENY_VERSION)
 DENY := $(DENY_ROOT)/bin/cargo-deny
 
-.PHONY: help demo test check audit bench interop pictures system lint-tools
+.PHONY: help demo test check audit bench interop pictures system database lint-tools
 
 ## help      this list
 help:
@@ -19,11 +19,11 @@ demo: system
 	cargo run --locked --release -- demo $(ARGS)
 
 ## test      all tests
-test: system
+test: system database
 	cargo test --locked $(ARGS)
 
 ## check     all that must hold before a change goes in; the tests come last
-check: system lint-tools $(DENY)
+check: system database lint-tools $(DENY)
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
@@ -35,7 +35,7 @@ audit: system $(DENY)
 	$(DENY) --locked check advisories
 
 ## bench     what a notification and a notice cost, beside a bare server and a bare client
-bench: system
+bench: system database
 	cargo bench --locked --bench intake -- $(ARGS)
 	cargo bench --locked --bench sinks
 	cargo bench --locked --bench neighbours
@@ -67,6 +67,22 @@ system:
 	$$as_root apt-get update -q && \
 	$$as_root env DEBIAN_FRONTEND=noninteractive \
 		apt-get install -qy --no-install-recommends $$packages
+
+# The programs of PostgreSQL, of which the tests start a server of their own; none is started by
+# installing them.
+database:
+	@if ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null; then exit 0; fi; \
+	if ! command -v apt-get >/dev/null; then echo 'PostgreSQL is missing' >&2; exit 1; fi; \
+	if [ "$$(id -u)" -eq 0 ]; then as_root=; \
+	elif command -v sudo >/dev/null; then as_root=sudo; \
+	else echo 'as root: apt-get install postgresql' >&2; exit 1; fi; \
+	set -x; \
+	$$as_root mkdir -p /etc/postgresql-common && \
+	{ test -e /etc/postgresql-common/createcluster.conf || \
+		echo 'create_main_cluster = false' | $$as_root tee /etc/postgresql-common/createcluster.conf; } && \
+	$$as_root apt-get update -q && \
+	$$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends \
+		-o Dpkg::Options::=--force-confold postgresql
 
 lint-tools:
 	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || \

@@ -20,8 +20,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
 use jiff::Timestamp;
-use runbell::store::sqlite::Sqlite;
-use runbell::store::{Engine, Store};
+use runbell::app::keeping;
 
 #[path = "intake/child.rs"]
 mod child;
@@ -237,8 +236,7 @@ async fn round(role: Role, place: &Place, signed: &[Notification]) -> anyhow::Re
 
 /// Waits until nothing is owed any more.
 async fn settled(folder: &Path) -> anyhow::Result<()> {
-    let Engine::Sqlite(path) = subject::settings(folder)?.store.engine;
-    let store = Sqlite::look(&path)?;
+    let store = keeping::look(&subject::settings(folder)?.store).await?;
     while store.tally().await?.iter().any(|sink| sink.waiting > 0) {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }

@@ -4,9 +4,10 @@
 //! an argument instead. A clock moved by hand makes a test say "five seconds later" and mean it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
+use arc_swap::ArcSwapOption;
+use jiff::{SignedDuration, Timestamp};
 use tokio::sync::watch;
 
 /// Tells wall-clock time and wakes sleepers; cheap to clone.
@@ -15,15 +16,20 @@ pub struct Clock(Source);
 
 #[derive(Clone, Debug)]
 enum Source {
-    System,
+    /// The machine's, unless another leads it: that one's time, and when it was so.
+    System(Arc<ArcSwapOption<(Timestamp, Instant)>>),
     ByHand(Arc<watch::Sender<Timestamp>>),
 }
+
+/// How far the clock that leads may be off before it is followed anew: less is how long it took to
+/// hear from it.
+const TOLERANCE: SignedDuration = SignedDuration::from_millis(20);
 
 impl Clock {
     /// The machine's clock.
     #[must_use]
-    pub const fn system() -> Self {
-        Self(Source::System)
+    pub fn system() -> Self {
+        Self(Source::System(Arc::default()))
     }
 
     /// A clock that stands at `start` until [`Clock::set`] or [`Clock::advance`] moves it.
@@ -40,8 +46,27 @@ impl Clock {
                 clippy::disallowed_methods,
                 reason = "the one place that reads the clock"
             )]
-            Source::System => Timestamp::now(),
+            Source::System(leader) => match &*leader.load() {
+                Some(known) => later(known.0, known.1.elapsed()),
+                None => Timestamp::now(),
+            },
             Source::ByHand(time) => *time.borrow(),
+        }
+    }
+
+    /// Goes by another clock from here on, which says that it is `now`: one that several machines
+    /// share. Between two such words the machine counts on, whatever becomes of its own clock. A clock
+    /// that is moved by hand is left alone.
+    pub fn follow(&self, now: Timestamp) {
+        if let Source::System(leader) = &self.0 {
+            let is_new = leader.load().is_none();
+            if is_new || self.now().duration_since(now).abs() > TOLERANCE {
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "the one place that reads the clock"
+                )]
+                leader.store(Some(Arc::new((now, Instant::now()))));
+            }
         }
     }
 
@@ -63,7 +88,7 @@ impl Clock {
     #[must_use]
     pub fn is_awaited(&self) -> bool {
         match &self.0 {
-            Source::System => false,
+            Source::System(_) => false,
             Source::ByHand(time) => time.receiver_count() > 0,
         }
     }
@@ -72,7 +97,7 @@ impl Clock {
     /// it is set back, this returns early, since the deadline came from a time that never was.
     pub async fn sleep_until(&self, deadline: Timestamp) {
         match &self.0 {
-            Source::System => {
+            Source::System(_) => {
                 let mut before = self.now();
                 while before < deadline {
                     let left = since(before, deadline).min(Duration::from_secs(1));

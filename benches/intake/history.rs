@@ -5,10 +5,11 @@ use std::path::Path;
 
 use futures_util::future::try_join_all;
 use jiff::{SignedDuration, Timestamp};
+use runbell::app::keeping;
+use runbell::clock::Clock;
 use runbell::delivery::Outcome;
 use runbell::route::Routes;
-use runbell::store::sqlite::Sqlite;
-use runbell::store::{Append, Engine, Lane, Settled, Settlement, Store};
+use runbell::store::{Append, Lane, Settled, Settlement, Store};
 
 use crate::notifications::past_event;
 use crate::subject::settings;
@@ -20,9 +21,8 @@ const LARGEST_LEASE: usize = 1000;
 /// Fills the store of the settings in `folder` with `count` events.
 pub(crate) async fn fill(folder: &Path, count: usize, now: Timestamp) -> anyhow::Result<()> {
     let config = settings(folder)?;
-    let Engine::Sqlite(path) = &config.store.engine;
-    let (store, writer, _) = Sqlite::open(path)?;
-    let writer = std::thread::Builder::new().spawn(move || writer.run())?;
+    let clock = Clock::system();
+    let (store, keeping, _) = keeping::open(&config.store, &clock).await?;
     let routes = Routes::new(config.routes.clone());
     let past = now - SignedDuration::from_mins(30);
     for first in (0..count).step_by(AT_ONCE) {
@@ -38,15 +38,15 @@ pub(crate) async fn fill(folder: &Path, count: usize, now: Timestamp) -> anyhow:
         });
         try_join_all(appends).await?;
         for sink in &config.sinks {
-            deliver(&store, &sink.name, now).await?;
+            deliver(&*store, &sink.name, now).await?;
         }
     }
     drop(store);
-    let ended = tokio::task::spawn_blocking(move || writer.join()).await?;
-    ended.map_err(|_| anyhow::anyhow!("the writer died"))
+    keeping.end(&clock, Timestamp::MAX).await;
+    Ok(())
 }
 
-async fn deliver(store: &Sqlite, sink: &str, now: Timestamp) -> anyhow::Result<()> {
+async fn deliver(store: &dyn Store, sink: &str, now: Timestamp) -> anyhow::Result<()> {
     loop {
         let leased = store.lease(sink, now, LARGEST_LEASE).await?;
         if leased.lanes.is_empty() {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
+use runbell::app::keeping;
 use runbell::app::{App, Listeners, Signals};
 use runbell::clock::Clock;
 use runbell::config::{Config, Surroundings};
@@ -14,8 +15,6 @@ use runbell::metrics::Metrics;
 use runbell::receive::{Parts, Receiver};
 use runbell::route::Routes;
 use runbell::sns::{Http, Verifier};
-use runbell::store::sqlite::Sqlite;
-use runbell::store::{Engine, Store};
 use runbell::web::hook;
 use runbell::web::serve::{Door, serve as serve_door};
 use runbell::web::tls::Tls;
@@ -106,12 +105,8 @@ pub(crate) async fn receive(folder: &Path) -> anyhow::Result<()> {
     let listener = TcpListener::bind(config.server.hook.listen).await?;
     say_port(listener.local_addr()?.port());
     let tls = config.server.hook.tls.clone().context("no TLS")?;
-    let Engine::Sqlite(path) = &config.store.engine;
-    let (store, writer, _) = Sqlite::open(path)?;
-    let writer = std::thread::Builder::new()
-        .name("store".to_owned())
-        .spawn(move || writer.run())?;
-    let store: Arc<dyn Store> = Arc::new(store);
+    let clock = Clock::system();
+    let (store, keeping, _) = keeping::open(&config.store, &clock).await?;
     let http = Http::default();
     let known = store.certificates().await?;
     let metrics = Arc::new(Metrics::new());
@@ -122,7 +117,7 @@ pub(crate) async fn receive(folder: &Path) -> anyhow::Result<()> {
         store,
         routes: Arc::new(ArcSwap::from_pointee(Routes::new(config.routes.clone()))),
         wakes: std::collections::HashMap::new(),
-        clock: Clock::system(),
+        clock: clock.clone(),
         metrics: Arc::clone(&metrics),
         readiness: Readiness::new(),
         gap_hold: config.server.gap_hold,
@@ -146,6 +141,6 @@ pub(crate) async fn receive(folder: &Path) -> anyhow::Result<()> {
         }
     );
     // The router was the last to hold the store, so the writer ends.
-    let ended = tokio::task::spawn_blocking(move || writer.join()).await?;
-    ended.map_err(|_| anyhow::anyhow!("the writer died"))
+    keeping.end(&clock, jiff::Timestamp::MAX).await;
+    Ok(())
 }

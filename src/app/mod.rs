@@ -27,18 +27,19 @@ use crate::route::Routes;
 use crate::sink::http::Paces;
 use crate::sink::{Fallback, Sink};
 use crate::sns::{self, Verifier};
-use crate::store::sqlite::Sqlite;
-use crate::store::{self, Opened, Store, StoreError};
+use crate::store::{Store, StoreError};
 use crate::wake::Wake;
 use crate::web::admin::socket::SocketError;
 use crate::web::serve::{Door, serve};
 use crate::web::tls::{Tls, TlsError};
 use crate::web::{admin, hook};
 
+pub mod keeping;
 mod listeners;
 mod tasks;
 mod upkeep;
 
+use keeping::Keeping;
 pub use listeners::Listeners;
 use tasks::Tasks;
 use upkeep::Reload;
@@ -90,7 +91,7 @@ pub struct App {
     config: Config,
     clock: Clock,
     store: Arc<dyn Store>,
-    writer: WriterThread,
+    keeping: Keeping,
     metrics: Arc<Metrics>,
     readiness: Readiness,
     routes: Arc<ArcSwap<Routes>>,
@@ -110,7 +111,7 @@ impl App {
             Some(settings) => Some(Arc::new(Tls::load(settings.clone())?)),
             None => None,
         };
-        let (store, writer, opened) = open(&config.store)?;
+        let (store, keeping, opened) = keeping::open(&config.store, &clock).await?;
         if opened.possible_repeats > 0 {
             tracing::warn!(
                 deliveries = opened.possible_repeats,
@@ -128,6 +129,10 @@ impl App {
                 name: sink.name.clone(),
                 sink: sink.open(&clock, &mut paces),
                 wake: Wake::default(),
+                is_ours: sink
+                    .on
+                    .as_ref()
+                    .is_none_or(|on| *on == config.server.replica),
                 fallback: sink.fallback.clone(),
                 template: sink.template.clone(),
             })
@@ -183,7 +188,7 @@ impl App {
             config,
             clock,
             store,
-            writer,
+            keeping,
             metrics,
             readiness,
             routes,
@@ -201,7 +206,7 @@ impl App {
         let (mut hook, mut work, mut rest) = (Tasks::default(), Tasks::default(), Tasks::default());
         self.open_door(&mut hook, listeners.hook);
         let wakes = self.wakes();
-        for open in &self.sinks {
+        for open in self.sinks.iter().filter(|open| open.is_ours) {
             let name = &open.name;
             let (sink, wake) = (Arc::clone(&open.sink), open.wake.clone());
             let worker = Worker::new(name, sink, wake, self.surroundings());
@@ -228,7 +233,7 @@ impl App {
             died = hook.any_ends() => Err(AppError::Died(died)),
             died = work.any_ends() => Err(AppError::Died(died)),
             died = rest.any_ends() => Err(AppError::Died(died)),
-            () = self.writer.ended.cancelled() => {
+            () = self.keeping.ended.cancelled() => {
                 Err(AppError::Died("the writer of the store".to_owned()))
             }
         };
@@ -259,17 +264,8 @@ impl App {
             tracing::warn!("the upkeep did not end in time");
         }
         drop((self.store, self.receiver, self.sinks));
-        // The last handle is gone, so the writer commits what it still has, and ends.
-        tokio::select! {
-            () = self.writer.ended.cancelled() => {
-                if self.writer.thread.join().is_err() {
-                    tracing::error!("the writer of the store did not end in order");
-                }
-            }
-            () = clock.sleep_until(at_last) => {
-                tracing::error!("the writer of the store did not end in time");
-            }
-        }
+        // The last handle is gone, so what is still to be written is, and that is the end.
+        self.keeping.end(&clock, at_last).await;
     }
 
     /// Opens the door that SNS knocks at.
@@ -338,6 +334,8 @@ struct OpenSink {
     sink: Arc<dyn Sink>,
     /// Wakes its worker.
     wake: Wake,
+    /// This replica brings notices to it.
+    is_ours: bool,
     fallback: Option<Fallback>,
     template: Option<Arc<Template>>,
 }
@@ -346,26 +344,4 @@ fn wakes(sinks: &[OpenSink]) -> HashMap<String, Wake> {
     let each = sinks.iter();
     each.map(|open| (open.name.clone(), open.wake.clone()))
         .collect()
-}
-
-/// The thread that writes, and a sign that it has ended, in whatever way.
-struct WriterThread {
-    thread: std::thread::JoinHandle<()>,
-    ended: CancellationToken,
-}
-
-/// Opens the store, with its writer on a thread of its own.
-fn open(settings: &store::Settings) -> Result<(Arc<dyn Store>, WriterThread, Opened), AppError> {
-    let store::Engine::Sqlite(path) = &settings.engine;
-    let (store, writer, opened) = Sqlite::open(path)?;
-    let ended = CancellationToken::new();
-    let sign = ended.clone().drop_guard();
-    let thread = std::thread::Builder::new()
-        .name("store".to_owned())
-        .spawn(move || {
-            let _sign = sign;
-            writer.run();
-        })
-        .map_err(AppError::Thread)?;
-    Ok((Arc::new(store), WriterThread { thread, ended }, opened))
 }

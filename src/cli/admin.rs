@@ -1,21 +1,27 @@
 //! The command line's way to a running process: its admin socket.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::app::keeping::{self, Keeping, open_to_act};
+use crate::clock::{Clock, later};
 use crate::config::Config;
-use crate::store::Engine;
-use crate::store::sqlite::Sqlite;
+use crate::store::Store;
 use crate::web::admin::problem::Problem;
+
+/// How long what was changed may take to be written.
+const CLOSES_IN: Duration = Duration::from_secs(10);
 
 /// Who changes the store.
 pub(super) enum Changer {
     /// The process that runs, asked over its socket.
     Running(Running),
-    /// Nobody runs: this process, under the store's lock.
+    /// Nobody runs here: this process, under the lock of an embedded store.
     Alone(Alone),
 }
 
@@ -24,32 +30,28 @@ pub(super) struct Running(reqwest::Client);
 
 /// The store, opened for change.
 pub(super) struct Alone {
-    pub(super) store: Sqlite,
-    writer: std::thread::JoinHandle<()>,
+    pub(super) store: Arc<dyn Store>,
+    keeping: Keeping,
 }
 
 impl Changer {
-    /// The running process if there is one, else the file itself.
-    pub(super) fn find(config: &Config) -> anyhow::Result<Self> {
+    /// The running process if there is one, else the store itself.
+    pub(super) async fn find(config: &Config) -> anyhow::Result<Self> {
         if let Some(running) = Running::find(config)? {
             return Ok(Self::Running(running));
         }
-        let Engine::Sqlite(file) = &config.store.engine;
-        let (store, writer, _) = Sqlite::open(file)?;
-        let writer = std::thread::Builder::new()
-            .name("store".to_owned())
-            .spawn(move || writer.run())
-            .context("cannot start a thread")?;
-        Ok(Self::Alone(Alone { store, writer }))
+        let (store, keeping) = open_to_act(&config.store).await?;
+        Ok(Self::Alone(Alone { store, keeping }))
     }
 }
 
 impl Alone {
     /// Lets the store go, once everything is written.
-    pub(super) fn close(self) {
+    pub(super) async fn close(self) {
         drop(self.store);
-        // A writer that panicked has said so.
-        let _ = self.writer.join();
+        let clock = Clock::system();
+        let deadline = later(clock.now(), CLOSES_IN);
+        self.keeping.end(&clock, deadline).await;
     }
 }
 
@@ -66,7 +68,7 @@ impl Running {
         let client = reqwest::Client::builder()
             .unix_socket(socket)
             .no_proxy()
-            .timeout(std::time::Duration::from_mins(2))
+            .timeout(Duration::from_mins(2))
             .build()
             .context("cannot make a client")?;
         Ok(Self(client))
@@ -100,7 +102,7 @@ impl Running {
 }
 
 /// The store, to look at.
-pub(super) fn look(config: &Config) -> anyhow::Result<Sqlite> {
-    let Engine::Sqlite(file) = &config.store.engine;
-    Sqlite::look(file).with_context(|| format!("cannot look into {}", file.display()))
+pub(super) async fn look(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
+    let store = keeping::look(&config.store).await;
+    store.with_context(|| format!("cannot look into {}", config.store.engine.place()))
 }

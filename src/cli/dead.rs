@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use super::admin::{Changer, look};
 use super::{Stop, block_on, output, settings};
 use crate::clock::Clock;
-use crate::store::{DeadSelection, Store as _};
+use crate::store::DeadSelection;
 use crate::web::admin::{api, wire};
 
 #[derive(Debug, Subcommand)]
@@ -124,8 +124,7 @@ fn letters(
     selection: DeadSelection,
     limit: usize,
 ) -> Result<Vec<wire::DeadLetter>, Stop> {
-    let store = look(config)?;
-    let letters = block_on(async { Ok(store.dead(selection, limit).await?) })?;
+    let letters = block_on(async { Ok(look(config).await?.dead(selection, limit).await?) })?;
     Ok(letters.into_iter().map(Into::into).collect())
 }
 
@@ -135,9 +134,8 @@ fn change(
     which: Which,
     to: Option<String>,
 ) -> Result<u64, Stop> {
-    let changer = Changer::find(config)?;
     block_on(async move {
-        match changer {
+        match Changer::find(config).await? {
             Changer::Running(running) => {
                 let body = wire::DeadAct {
                     all: which.all,
@@ -159,14 +157,14 @@ fn change(
                 };
                 let done = if act == "dead/retry" {
                     let runs = |name: &str| config.sinks.iter().any(|sink| sink.name == name);
-                    api::retry(&alone.store, selection, to, &runs, now)
+                    api::retry(&*alone.store, selection, to, &runs, now)
                         .await
                         .map_err(|problem| anyhow!(problem.detail))
                 } else {
                     let dropped = alone.store.drop_dead(selection, now).await;
                     dropped.map_err(Into::into)
                 };
-                alone.close();
+                alone.close().await;
                 Ok(done?)
             }
         }
@@ -174,16 +172,15 @@ fn change(
 }
 
 fn bury(config: &crate::config::Config, sink: String) -> Result<u64, Stop> {
-    let changer = Changer::find(config)?;
     block_on(async move {
-        match changer {
+        match Changer::find(config).await? {
             Changer::Running(running) => {
                 let count: wire::Count = running.post("dead/bury", &wire::Bury { sink }).await?;
                 Ok(count.count)
             }
             Changer::Alone(alone) => {
                 let done = alone.store.bury(&sink, Clock::system().now()).await;
-                alone.close();
+                alone.close().await;
                 Ok(done?)
             }
         }

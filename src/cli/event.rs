@@ -6,7 +6,7 @@ use anyhow::anyhow;
 use clap::Subcommand;
 
 use super::{Stop, admin, block_on, output, settings};
-use crate::store::{EventId, EventQuery, Store as _};
+use crate::store::{EventId, EventQuery};
 use crate::web::admin::wire;
 
 #[derive(Debug, Subcommand)]
@@ -43,7 +43,7 @@ pub(super) enum Command {
 }
 
 pub(super) fn run(config: &Path, command: Command) -> Result<(), Stop> {
-    let store = admin::look(&settings(config)?)?;
+    let config = settings(config)?;
     match command {
         Command::List {
             command,
@@ -60,7 +60,7 @@ pub(super) fn run(config: &Path, command: Command) -> Result<(), Stop> {
                 before: before.map(EventId),
                 limit,
             };
-            let events = block_on(async { Ok(store.events(query).await?) })?;
+            let events = block_on(async { Ok(admin::look(&config).await?.events(query).await?) })?;
             let events: Vec<_> = events.into_iter().map(wire::Event::brief).collect();
             if json {
                 return output::json(&events);
@@ -72,7 +72,8 @@ pub(super) fn run(config: &Path, command: Command) -> Result<(), Stop> {
             output::table(&header, rows, "no events")
         }
         Command::Show { id, json } => {
-            let found = block_on(async { Ok(store.event(EventId(id)).await?) })?;
+            let found =
+                block_on(async { Ok(admin::look(&config).await?.event(EventId(id)).await?) })?;
             let (event, deliveries) = found.ok_or_else(|| anyhow!("there is no event {id}"))?;
             let shown = wire::EventShown {
                 event: wire::Event::whole(event),

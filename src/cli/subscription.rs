@@ -7,7 +7,6 @@ use clap::Subcommand;
 
 use super::admin::{Running, look};
 use super::{Stop, block_on, output, settings};
-use crate::store::Store as _;
 use crate::web::admin::wire;
 
 #[derive(Debug, Subcommand)]
@@ -29,8 +28,7 @@ pub(super) fn run(path: &Path, command: &Command) -> Result<(), Stop> {
     let config = settings(path)?;
     match *command {
         Command::List { json } => {
-            let store = look(&config)?;
-            let found = block_on(async { Ok(store.subscriptions().await?) })?;
+            let found = block_on(async { Ok(look(&config).await?.subscriptions().await?) })?;
             let found: Vec<_> = found.into_iter().map(wire::Subscription::from).collect();
             if json {
                 return output::json(&found);

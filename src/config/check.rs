@@ -7,7 +7,7 @@ use super::file::{AdminFile, LogFile, ServerFile, StoreFile};
 use super::{Config, LogSettings, Surroundings};
 use crate::route::Route;
 use crate::sns::verify::OLDEST;
-use crate::store::{self, Engine};
+use crate::store::{self, Engine, postgres};
 
 mod doors;
 mod shared;
@@ -19,12 +19,17 @@ const SECTIONS: [&str; 7] = ["server", "admin", "store", "topic", "sink", "route
 pub(super) fn config(document: &mut Document, around: &Surroundings<'_>) -> Option<Config> {
     document.keys_are_among(&SECTIONS);
     let server = document.section::<ServerFile>("server");
-    let server = server.and_then(|file| doors::server(document, around, file));
+    let replica = server.as_ref().and_then(|file| file.replica.clone());
+    let replica = replica.unwrap_or_else(doors::host_name);
+    let server = server.and_then(|file| doors::server(document, around, file, &replica));
     let topics = streets::topics(document);
-    let sinks = streets::sinks(document, around);
+    let sinks = streets::sinks(document, around, &replica);
     let routes = streets::routes(document, &topics, &sinks);
     let store = document.section::<StoreFile>("store");
-    let store = store.and_then(|file| store_of(document, around, &file, &routes));
+    let store = store.and_then(|file| store_of(document, around, &file, &replica, &routes));
+    if let Some(store) = &store {
+        shared::replicas(document, &sinks, store, &replica);
+    }
     let admin = document.section::<AdminFile>("admin");
     let admin = admin.and_then(|file| doors::admin(document, around, file, store.as_ref()));
     let log = document.section::<LogFile>("log");
@@ -53,6 +58,7 @@ fn store_of(
     document: &mut Document,
     around: &Surroundings<'_>,
     file: &StoreFile,
+    replica: &str,
     routes: &[Route],
 ) -> Option<store::Settings> {
     let longest = routes.iter().map(|route| route.hold).max();
@@ -68,22 +74,61 @@ fn store_of(
         );
     }
     let (scheme, path) = file.url.split_once(':').unwrap_or((&file.url, ""));
-    let why = match scheme {
+    let engine = match scheme {
         "sqlite" if path.is_empty() || path.starts_with(':') || path.starts_with("//") => {
-            "this is no path of a database"
+            Err("this is no path of a database: write `sqlite:/path/to/runbell.db`".to_owned())
         }
-        "sqlite" => {
-            return Some(store::Settings {
-                engine: Engine::Sqlite(around.folder.join(path)),
-                retention: file.retention.0,
-            });
+        "sqlite" => Ok(Engine::Sqlite(around.folder.join(path))),
+        "postgres" | "postgresql" => {
+            let password = match &file.password {
+                Some(secret) => Some(doors::reveal(
+                    document,
+                    around,
+                    &["store", "password"],
+                    secret,
+                )?),
+                None => None,
+            };
+            let replica = replica.to_owned();
+            postgres::Settings::parse(&file.url, password.as_ref(), file.connections, replica)
+                .map(|settings| Engine::Postgres(Box::new(settings)))
+                .map_err(|why| format!("{why}; it looks like `postgres://runbell@db.example.com/runbell?sslmode=verify-full`"))
         }
-        "postgres" | "postgresql" => "`postgres://` is not supported by this version",
-        _ => "this is no database that is known",
+        _ => Err(
+            "this is no database that is known: write `sqlite:/path/to/runbell.db`, or a URL that \
+             begins with `postgres://`"
+                .to_owned(),
+        ),
     };
-    let message = format!("{why}: write `sqlite:/path/to/runbell.db`");
-    document.fault(&["store", "url"], message);
-    None
+    let engine = engine
+        .map_err(|why| document.fault(&["store", "url"], why))
+        .ok()?;
+    match &engine {
+        Engine::Sqlite(_) => {
+            if file.password.is_some() {
+                document.fault(&["store", "password"], "a file has no password");
+            }
+        }
+        Engine::Postgres(settings) => {
+            if !(2..=1000).contains(&file.connections) {
+                document.fault(
+                    &["store", "connections"],
+                    "some are needed: write a number from 2 to 1000",
+                );
+            }
+            if settings.is_exposed() {
+                document.warn(
+                    &["store", "url"],
+                    "whoever is between here and the database can read and change what goes there: \
+                     add `sslmode=verify-full`",
+                );
+            }
+        }
+    }
+    Some(store::Settings {
+        engine,
+        retention: file.retention.0,
+    })
 }
 
 fn log_of(document: &mut Document, file: LogFile) -> Option<LogSettings> {

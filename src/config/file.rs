@@ -15,6 +15,7 @@ pub(super) struct ServerFile {
     pub(super) path: String,
     pub(super) tls: Option<TlsFile>,
     pub(super) auth: Vec<CredentialsFile>,
+    pub(super) replica: Option<String>,
     pub(super) behind_proxy: bool,
     pub(super) trusted_proxies: Vec<String>,
     pub(super) max_connections: usize,
@@ -56,6 +57,8 @@ pub(super) struct AdminFile {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct StoreFile {
     pub(super) url: String,
+    pub(super) password: Option<Secret>,
+    pub(super) connections: usize,
     pub(super) retention: Span,
 }
 
@@ -94,6 +97,7 @@ impl Default for ServerFile {
             path: "/sns".to_owned(),
             tls: None,
             auth: Vec::new(),
+            replica: None,
             behind_proxy: false,
             trusted_proxies: Vec::new(),
             max_connections: 512,
@@ -122,6 +126,8 @@ impl Default for StoreFile {
     fn default() -> Self {
         Self {
             url: "sqlite:/var/lib/runbell/runbell.db".to_owned(),
+            password: None,
+            connections: 10,
             retention: seconds(30 * 24 * 60 * 60),
         }
     }

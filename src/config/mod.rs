@@ -44,6 +44,8 @@ pub struct Config {
 /// What belongs to receiving.
 #[derive(Clone, Debug)]
 pub struct Server {
+    /// What this replica is called, among those that share a store.
+    pub replica: String,
     /// The listener for SNS.
     pub hook: HookSettings,
     /// The least hold in the first minute after a start or after trouble with the store.

@@ -149,8 +149,32 @@ const RULES: &[(&str, &str)] = &[
         "2:13 events have to be kept for 1h 30m 5s",
     ),
     (
-        "[store]\nurl = 'postgres://db'",
-        "2:7 `postgres://` is not supported by this version: write `sqlite:",
+        "[store]\nurl = 'postgres://db/x?sslmode=full'",
+        "2:7 `sslmode=full` is not known: write disable, prefer",
+    ),
+    (
+        "[store]\nurl = 'postgres://db/x?sslcert=a'",
+        "2:7 `sslcert` and `sslkey` go together",
+    ),
+    (
+        "[store]\nurl = 'postgres://db/x?target=any'",
+        "2:7 it cannot be read: unknown option `target`; it looks like `postgres://",
+    ),
+    (
+        "[store]\nurl = 'postgres:///x'",
+        "2:7 it names no host; it looks like",
+    ),
+    (
+        "[store]\nurl = 'postgres://db/x?sslmode=verify-full'\npassword = { env = 'UNSET' }",
+        "3:12 the variable `UNSET` is not set",
+    ),
+    (
+        "[store]\nurl = 'postgres://db/x?sslmode=verify-full'\nconnections = 1",
+        "3:15 some are needed: write a number from 2",
+    ),
+    (
+        "[store]\npassword = { file = 'x' }",
+        "2:12 a file has no password",
     ),
     ("[store]\nurl = 'sqlite::memory:'", "2:7 this is no path"),
     ("[store]\nurl = 'sqlite:'", "2:7 this is no path"),
@@ -249,7 +273,9 @@ fn paths_start_from_the_folder_of_the_settings() {
     )
     .unwrap();
     let (config, _) = Config::load(&path).unwrap();
-    let Engine::Sqlite(store) = config.store.engine;
+    let Engine::Sqlite(store) = config.store.engine else {
+        panic!("{:?}", config.store.engine);
+    };
     assert_eq!(store, folder.path().join("a.db"));
     assert!(config.admin.token.is_some());
 }

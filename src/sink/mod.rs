@@ -88,6 +88,8 @@ pub struct Configured {
     pub name: String,
     /// What it is.
     pub kind: Kind,
+    /// The one replica that brings notices to it; any, if none is named.
+    pub on: Option<String>,
     /// Who brings what it cannot.
     pub fallback: Option<Fallback>,
     /// Words in place of the usual ones, where a route has none.

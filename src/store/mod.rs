@@ -19,6 +19,8 @@ use crate::delivery::{Digest, Marks, Outcome, Owed, SortKey};
 use crate::event::Event;
 use crate::sns::KnownCertificate;
 
+pub mod postgres;
+mod rows;
 pub mod sqlite;
 
 /// Number of a stored event; grows.
@@ -224,6 +226,21 @@ pub enum StoreError {
     Database(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
+impl StoreError {
+    /// The same again, for somebody else who waited for the same.
+    pub(crate) fn alike(&self) -> Self {
+        let why = |error: &(dyn std::error::Error + Send + Sync)| error.to_string().into();
+        match self {
+            Self::Busy => Self::Busy,
+            Self::Full(error) => Self::Full(why(&**error)),
+            Self::Gone(error) => Self::Gone(error.as_deref().map(why)),
+            Self::Unusable(error) => Self::Unusable(why(&**error)),
+            Self::Data(error) => Self::Data(why(&**error)),
+            Self::Database(error) => Self::Database(why(&**error)),
+        }
+    }
+}
+
 /// Where the store lies and how long it keeps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -238,6 +255,19 @@ pub struct Settings {
 pub enum Engine {
     /// One SQLite file.
     Sqlite(PathBuf),
+    /// A PostgreSQL that several replicas share.
+    Postgres(Box<postgres::Settings>),
+}
+
+impl Engine {
+    /// Where it lies, to be named to people.
+    #[must_use]
+    pub fn place(&self) -> String {
+        match self {
+            Self::Sqlite(path) => path.display().to_string(),
+            Self::Postgres(settings) => settings.place(),
+        }
+    }
 }
 
 /// Which events to list; newest first.

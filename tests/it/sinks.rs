@@ -295,6 +295,7 @@ pub(crate) fn open_at(clock: &Clock, case: &Case, base: &str, http: &str) -> Arc
     let configured = runbell::sink::Configured {
         name: "s".to_owned(),
         kind: configured(case, base, http),
+        on: None,
         fallback: None,
         template: None,
     };

@@ -23,6 +23,7 @@ pub(super) fn server(
     document: &mut Document,
     around: &Surroundings<'_>,
     file: ServerFile,
+    replica: &str,
 ) -> Option<Server> {
     let listen = address(document, &["server", "listen"], &file.listen);
     let is_plain_path = file.path.starts_with('/')
@@ -64,6 +65,12 @@ pub(super) fn server(
     }
     let auth = credentials(document, around, file.auth);
     let trusted_proxies = networks(document, &file.trusted_proxies);
+    if replica.is_empty() || replica.len() > 63 {
+        document.fault(
+            &["server", "replica"],
+            "a replica has a name of up to 63 bytes: that of its machine, say",
+        );
+    }
     if file.max_connections == 0 {
         document.fault(&["server", "max_connections"], "allow at least one");
     }
@@ -100,6 +107,7 @@ pub(super) fn server(
             body_timeout: file.body_timeout.0,
             keep_alive: file.keep_alive.0,
         },
+        replica: replica.to_owned(),
         gap_hold: file.gap_hold.0,
         drain: file.drain.0,
     })
@@ -131,9 +139,9 @@ pub(super) fn admin(
     let socket = match file.socket.as_deref() {
         Some("off") => None,
         Some(path) => Some(around.folder.join(path)),
-        None => store.map(|store| {
-            let Engine::Sqlite(path) = &store.engine;
-            path.with_file_name("runbell.sock")
+        None => store.map(|store| match &store.engine {
+            Engine::Sqlite(path) => path.with_file_name("runbell.sock"),
+            Engine::Postgres(_) => "/var/lib/runbell/runbell.sock".into(),
         }),
     };
     Some(AdminSettings {
@@ -141,6 +149,12 @@ pub(super) fn admin(
         socket,
         token,
     })
+}
+
+/// What this machine calls itself.
+pub(super) fn host_name() -> String {
+    let name = rustix::system::uname();
+    name.nodename().to_string_lossy().into_owned()
 }
 
 fn credentials(

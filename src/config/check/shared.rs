@@ -1,4 +1,5 @@
-//! What every sink can have, whatever its type: a fallback that brings what it cannot, and words.
+//! What every sink can have, whatever its type: the replica that brings to it, a fallback that brings
+//! what it cannot, and words.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,8 @@ use crate::config::document::Document;
 use crate::fault::meant;
 use crate::render::{Template, TemplateSettings};
 use crate::route::Route;
-use crate::sink::{Configured, Fallback};
+use crate::sink::{Configured, Fallback, Kind};
+use crate::store::{self, Engine};
 use crate::units::Span;
 
 /// How long a sink may be in trouble before its fallback takes over, when nobody says.
@@ -20,6 +22,7 @@ const USUAL_FALLBACK: Duration = Duration::from_mins(5);
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct SharedFile {
+    on: Option<String>,
     fallback: Option<String>,
     fallback_after: Option<Span>,
     template: Option<TemplateSettings>,
@@ -28,13 +31,14 @@ struct SharedFile {
 /// What was made of them.
 #[derive(Default)]
 pub(super) struct Shared {
+    pub(super) on: Option<String>,
     pub(super) fallback: Option<Fallback>,
     pub(super) template: Option<Arc<Template>>,
 }
 
 /// Takes what every sink can have out of the table of one.
 pub(super) fn shared(document: &mut Document, name: &str, table: &mut toml::Table) -> Shared {
-    let taken = ["fallback", "fallback_after", "template"]
+    let taken = ["on", "fallback", "fallback_after", "template"]
         .iter()
         .filter_map(|key| table.remove_entry(*key))
         .collect();
@@ -54,8 +58,42 @@ pub(super) fn shared(document: &mut Document, name: &str, table: &mut toml::Tabl
         );
     }
     Shared {
+        on: file.on,
         fallback: file.fallback.map(|to| Fallback { to, after }),
         template,
+    }
+}
+
+/// Whether it is clear which replica brings to which sink.
+pub(super) fn replicas(
+    document: &mut Document,
+    sinks: &[Configured],
+    store: &store::Settings,
+    replica: &str,
+) {
+    for sink in sinks {
+        let (name, at) = (&sink.name, ["sink", &sink.name, "on"]);
+        match (&store.engine, &sink.on) {
+            (Engine::Sqlite(_), Some(on)) if on != replica => document.fault(
+                &at,
+                format!(
+                    "nobody else brings anything to `{name}`: nobody shares an embedded store, and \
+                     this replica is called `{replica}`"
+                ),
+            ),
+            (Engine::Postgres(_), None) => {
+                if let Kind::File(file) = &sink.kind
+                    && !file.is_of_replica()
+                {
+                    document.warn(
+                        &["sink", name, "path"],
+                        "each replica writes the part that it brings: put `{replica}` into the path, or \
+                         say with `on` which one brings all",
+                    );
+                }
+            }
+            _ => {}
+        }
     }
 }
 

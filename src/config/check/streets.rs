@@ -78,7 +78,11 @@ pub(super) fn topics(document: &mut Document) -> Vec<TopicSettings> {
     topics
 }
 
-pub(super) fn sinks(document: &mut Document, around: &Surroundings<'_>) -> Vec<Configured> {
+pub(super) fn sinks(
+    document: &mut Document,
+    around: &Surroundings<'_>,
+    replica: &str,
+) -> Vec<Configured> {
     let mut sinks = Vec::new();
     let mut paths: HashMap<String, String> = HashMap::new();
     for (name, mut table) in document.tables("sink") {
@@ -91,7 +95,11 @@ pub(super) fn sinks(document: &mut Document, around: &Surroundings<'_>) -> Vec<C
             );
             continue;
         };
-        let Shared { fallback, template } = shared(document, &name, &mut table);
+        let Shared {
+            on,
+            fallback,
+            template,
+        } = shared(document, &name, &mut table);
         let mut rest = Value::Table(table);
         let mut path: Vec<String> = at.iter().map(|key| (*key).to_owned()).collect();
         if !reveal_all(document, around, &mut path, &mut rest) {
@@ -99,9 +107,10 @@ pub(super) fn sinks(document: &mut Document, around: &Surroundings<'_>) -> Vec<C
         }
         let folder = around.folder;
         let kind = match kind.as_str() {
-            "file" => {
-                sink(document, &at, &rest, |it: file::Settings| it.check(folder)).map(Kind::File)
-            }
+            "file" => sink(document, &at, &rest, |it: file::Settings| {
+                it.check(folder, replica)
+            })
+            .map(Kind::File),
             "stdout" => sink(document, &at, &rest, |it: stdout::Settings| Ok(it)).map(Kind::Stdout),
             "email" => {
                 sink(document, &at, &rest, |it: email::Settings| it.check(folder)).map(Kind::Email)
@@ -158,6 +167,7 @@ pub(super) fn sinks(document: &mut Document, around: &Surroundings<'_>) -> Vec<C
             let configured = Configured {
                 name,
                 kind,
+                on,
                 fallback,
                 template,
             };

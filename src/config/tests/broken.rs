@@ -80,7 +80,7 @@ error: the variable `UNSET` is not set
 6 | auth = [{ user = 'a:b', password = { env = 'UNSET' } }]
   |                                    ^^^^^^^^^^^^^^^^^
 
-error: this is no database that is known: write `sqlite:/path/to/runbell.db`
+error: this is no database that is known: write `sqlite:/path/to/runbell.db`, or a URL that begins with `postgres://`
  --> runbell.toml:8:7
   |
 8 | url = 'mysql:db'
@@ -116,7 +116,7 @@ error: no sink is of type `fle`: did you mean `file`?
 15 | type = 'fle'
    |        ^^^^^
 
-error: `{dat}` is no placeholder: did you mean `date`?; they are {date}, {hour}, {account}, {region}, {topic}, {route}, {command}, {instance}, {status}, {kind}
+error: `{dat}` is no placeholder: did you mean `date`?; they are {date}, {hour}, {account}, {region}, {topic}, {route}, {command}, {instance}, {status}, {kind}, {replica}
   --> runbell.toml:18:8
    |
 18 | path = '/x/{dat}'

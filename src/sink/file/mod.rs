@@ -78,19 +78,22 @@ pub enum Compression {
 #[derive(Clone, Debug)]
 pub struct Checked {
     template: Template,
+    /// No other replica writes these files.
+    is_of_replica: bool,
     rotation: Rotation,
     mode: u32,
 }
 
 impl Settings {
-    /// Checks them; a path that is not absolute lies in `folder`.
+    /// Checks them; a path that is not absolute lies in `folder`, and `replica` is the name of this
+    /// one among those that share a store.
     ///
     /// # Errors
     /// Everything that is wrong with them.
-    pub fn check(self, folder: &Path) -> Result<Checked, Vec<Fault>> {
+    pub fn check(self, folder: &Path, replica: &str) -> Result<Checked, Vec<Fault>> {
         let mut faults = Vec::new();
         let path = folder.join(&self.path);
-        let template = Template::parse(&path.to_string_lossy())
+        let template = Template::parse(&path.to_string_lossy(), replica)
             .map_err(|why| faults.push(Fault::at(&["path"], why)))
             .ok();
         let mode = self.mode.as_deref().unwrap_or("0640");
@@ -127,6 +130,7 @@ impl Settings {
         }
         match (template, mode) {
             (Some(template), Some(mode)) if faults.is_empty() => Ok(Checked {
+                is_of_replica: self.path.contains("{replica}"),
                 template,
                 rotation: Rotation {
                     size: self.rotate_size.map(|size| size.0),
@@ -147,6 +151,12 @@ impl Checked {
     #[must_use]
     pub fn path(&self) -> &str {
         self.template.as_str()
+    }
+
+    /// Whether no other replica writes these files.
+    #[must_use]
+    pub const fn is_of_replica(&self) -> bool {
+        self.is_of_replica
     }
 }
 

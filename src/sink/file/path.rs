@@ -26,9 +26,13 @@ enum Part {
 
 /// The placeholders. `date` and `hour` are those of the moment of writing, in UTC: a file whose day
 /// is over is never written again.
-const FIELDS: [&str; 10] = [
+const FIELDS: [&str; 11] = [
     "date", "hour", "account", "region", "topic", "route", "command", "instance", "status", "kind",
+    REPLICA,
 ];
+
+/// The placeholder that is the same in every path of this process.
+const REPLICA: &str = "replica";
 
 /// The longest value in a path, in bytes; file systems take 255.
 const LONGEST: usize = 100;
@@ -40,7 +44,8 @@ const LONGEST_NAME: usize = 200;
 const LONGEST_EXTENSION: usize = 16;
 
 impl Template {
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
+    /// Reads a path as it is written; `replica` is the name of this one.
+    pub(super) fn parse(text: &str, replica: &str) -> Result<Self, String> {
         let mut parts = Vec::new();
         let mut rest = text;
         while let Some((literal, after)) = rest.split_once('{') {
@@ -56,7 +61,10 @@ impl Template {
                 )
             })?;
             parts.push(Part::Literal(literal.to_owned()));
-            parts.push(Part::Field(field));
+            parts.push(match field {
+                REPLICA => Part::Literal(safe(replica)),
+                field => Part::Field(field),
+            });
             rest = after;
         }
         parts.push(Part::Literal(rest.to_owned()));
@@ -218,7 +226,7 @@ mod tests {
 
     fn expand(template: &str, instance: &str) -> String {
         let now = "2026-11-23T23:59:59.9Z".parse().unwrap();
-        let template = Template::parse(template).unwrap();
+        let template = Template::parse(template, "r-1").unwrap();
         template
             .expand(&notice(instance), now)
             .to_string_lossy()
@@ -282,7 +290,7 @@ mod tests {
             ("/a/{date}/x", vec!["/a/2026-11-24/x", "/a/2026-11-23/x"]),
             ("/a/{hour}", vec!["/a/09", "/a/11"]),
         ] {
-            let template = Template::parse(text).unwrap();
+            let template = Template::parse(text, "r-1").unwrap();
             let paths = template.expand_earlier(&notice("i-1"), now);
             let expected: Vec<_> = expected.iter().map(PathBuf::from).collect();
             assert_eq!(paths, expected, "{text}");
@@ -290,8 +298,20 @@ mod tests {
     }
 
     #[test]
+    fn the_replica_is_part_of_the_path_and_leads_nowhere_else() {
+        let of = |replica: &str| {
+            let template = Template::parse("/a/{replica}-{instance}.jsonl", replica).unwrap();
+            assert!(template.fixed_folder() == Path::new("/a"));
+            let path = template.expand(&notice("i-1"), Timestamp::UNIX_EPOCH);
+            path.to_string_lossy().into_owned()
+        };
+        assert_eq!(of("b"), "/a/b-i-1.jsonl");
+        assert_eq!(of("../b"), "/a/.._b-i-1.jsonl");
+    }
+
+    #[test]
     fn wrong_placeholders_are_named() {
-        let why = |text: &str| Template::parse(text).unwrap_err();
+        let why = |text: &str| Template::parse(text, "r-1").unwrap_err();
         assert!(why("/a/{dat}.jsonl").contains("did you mean `date`?"));
         assert!(why("/a/{date.jsonl").contains("has no `}`"));
         assert!(why("/a/").contains("no file name"));
@@ -310,7 +330,7 @@ mod tests {
             ("a.jsonl", "."),
         ] {
             assert_eq!(
-                Template::parse(text).unwrap().fixed_folder(),
+                Template::parse(text, "r-1").unwrap().fixed_folder(),
                 Path::new(folder),
                 "{text}"
             );

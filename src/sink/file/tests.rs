@@ -56,7 +56,10 @@ fn sink(text: &str) -> (FileSink, Clock) {
     let settings: Settings = toml::from_str(text).unwrap();
     let clock = Clock::by_hand("2026-11-23T10:00:00Z".parse().unwrap());
     (
-        FileSink::new(settings.check(Path::new("/")).unwrap(), clock.clone()),
+        FileSink::new(
+            settings.check(Path::new("/"), "r-1").unwrap(),
+            clock.clone(),
+        ),
         clock,
     )
 }
@@ -352,7 +355,7 @@ async fn lines_are_spread_over_templated_paths() {
 fn wrong_settings_are_named_all_at_once() {
     let text = "path = '/a/{dat}'\nmode = '9'\nkeep = '1d'\ncompress = 'zstd'";
     let settings: Settings = toml::from_str(text).unwrap();
-    let faults = settings.check(Path::new("/")).unwrap_err();
+    let faults = settings.check(Path::new("/"), "r-1").unwrap_err();
     let places: Vec<_> = faults.iter().map(|fault| fault.path.join(".")).collect();
     assert_eq!(places, ["path", "mode", "keep", "compress"]);
 }

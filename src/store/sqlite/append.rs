@@ -5,43 +5,11 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension as _, params};
 
-use super::tables::{Tables, nanos};
-use crate::clock::later;
-use crate::delivery::{LaneKey, Owed, Release, from_nanos};
-use crate::event::{EnvelopeKind, Event, Kind, Status};
+use super::tables::Tables;
+use crate::delivery::{Owed, Release, from_nanos};
+use crate::event::{Event, Status};
+use crate::store::rows::{LaneColumns, Step, Times, Told, envelope_number, nanos};
 use crate::store::{Append, Appended, EventId};
-
-/// What an event says about a command, as the step table keeps it.
-pub(super) struct Step<'a> {
-    pub(super) command_no: i64,
-    pub(super) instance: &'a str,
-    pub(super) status: &'a Status,
-    pub(super) event_time: i64,
-}
-
-/// What the steps told before say about this one.
-#[derive(Default)]
-struct Told {
-    /// The event that told the same step.
-    before: Option<i64>,
-    /// The `InProgress` of the same thing is stored.
-    started: bool,
-    /// Another terminal status of the same thing is stored.
-    conflict: bool,
-}
-
-/// Which lane, in columns.
-pub(super) struct LaneColumns<'a> {
-    pub(super) kind: i64,
-    pub(super) number: i64,
-    pub(super) instance: &'a str,
-}
-
-pub(super) const KIND_COMMAND: i64 = 0;
-pub(super) const KIND_INSTANCE: i64 = 1;
-pub(super) const KIND_TOPIC: i64 = 2;
-pub(super) const KIND_OWN: i64 = 3;
-pub(super) const KIND_DIGEST: i64 = 4;
 
 impl Tables<'_> {
     /// Keeps an event and what is owed for it, unless this very notification is stored.
@@ -61,7 +29,7 @@ impl Tables<'_> {
         };
         let mut due = Vec::with_capacity(append.owed.len());
         for owed in &append.owed {
-            let lane = lane_columns(owed.lane, step.as_ref(), topic, id);
+            let lane = LaneColumns::new(owed.lane, step.as_ref(), topic, id);
             due.push(self.owe(owed, &lane, id, append.received_at, told.started)?);
         }
         Ok(Appended::Stored {
@@ -118,18 +86,7 @@ impl Tables<'_> {
     ) -> rusqlite::Result<(Arc<str>, Timestamp)> {
         let route = self.name(&owed.route)?;
         let sink = self.name(&owed.sink)?;
-        let now = nanos(received_at);
-        let at_end = nanos(later(received_at, owed.hold.at_most));
-        let when_early = match owed.hold.release {
-            Release::First => now,
-            Release::AfterFirst if started => now,
-            Release::AtEnd | Release::AfterFirst | Release::Never | Release::WhenOver(_) => at_end,
-        };
-        let look_at = match owed.hold.release {
-            Release::WhenOver(wait) => nanos(later(received_at, wait)).min(at_end),
-            _ => when_early,
-        };
-        let goes_early = owed.hold.release != Release::Never;
+        let times = Times::of(owed, received_at, started);
         let (lane, early, due_at, is_new): (i64, bool, Option<i64>, bool) = self
             .connection
             .prepare_cached(
@@ -150,19 +107,14 @@ impl Tables<'_> {
                     lane.instance,
                     route,
                     sink,
-                    look_at,
-                    at_end,
-                    goes_early,
-                    matches!(owed.hold.release, Release::WhenOver(_))
+                    times.look_at,
+                    times.at_end,
+                    times.goes_early,
+                    times.gathers
                 ],
                 |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
             )?;
-        let release_at = match owed.hold.release {
-            // That something has begun is told soon.
-            Release::WhenOver(_) if is_new => look_at,
-            _ if early => when_early,
-            _ => at_end,
-        };
+        let release_at = times.release_at(is_new, early);
         if early && owed.hold.release == Release::First {
             // A terminal status that came first waits for this one alone.
             self.connection
@@ -170,7 +122,7 @@ impl Tables<'_> {
                     "UPDATE waiting SET release_at = ?2
                      WHERE lane = ?1 AND release_at > ?2 AND NOT alone",
                 )?
-                .execute([lane, now])?;
+                .execute([lane, nanos(received_at)])?;
         }
         let put = self
             .connection
@@ -189,17 +141,8 @@ impl Tables<'_> {
         let Some(command) = event.command() else {
             return Ok(None);
         };
-        let is_invocation = matches!(event.kind, Kind::Invocation(_));
-        Ok(Some(Step {
-            command_no: self.command(&command.command)?,
-            instance: command
-                .instance
-                .as_deref()
-                .filter(|_| is_invocation)
-                .unwrap_or_default(),
-            status: &command.status,
-            event_time: nanos(command.event_time.unwrap_or(event.sort_time)),
-        }))
+        let command_no = self.command(&command.command)?;
+        Ok(Step::of(event, command_no))
     }
 
     fn insert_event(
@@ -283,42 +226,5 @@ impl Tables<'_> {
             }
         }
         Ok(told)
-    }
-}
-
-fn lane_columns<'a>(
-    key: LaneKey,
-    step: Option<&Step<'a>>,
-    topic: i64,
-    event: i64,
-) -> LaneColumns<'a> {
-    let (kind, number, instance) = match (key, step) {
-        (LaneKey::Command, Some(step)) => (KIND_COMMAND, step.command_no, ""),
-        (LaneKey::Instance, Some(step)) => (KIND_INSTANCE, step.command_no, step.instance),
-        (LaneKey::Digest, Some(step)) => (KIND_DIGEST, step.command_no, ""),
-        (LaneKey::Topic, _) => (KIND_TOPIC, topic, ""),
-        (LaneKey::Own, _) | (_, None) => (KIND_OWN, event, ""),
-    };
-    LaneColumns {
-        kind,
-        number,
-        instance,
-    }
-}
-
-const fn envelope_number(kind: &Kind) -> i64 {
-    match kind {
-        Kind::Subscribe => 1,
-        Kind::Unsubscribe => 2,
-        _ => 0,
-    }
-}
-
-/// The envelope that [`envelope_number`] made into a number.
-pub(super) const fn envelope(number: i64) -> EnvelopeKind {
-    match number {
-        1 => EnvelopeKind::SubscriptionConfirmation,
-        2 => EnvelopeKind::UnsubscribeConfirmation,
-        _ => EnvelopeKind::Notification,
     }
 }

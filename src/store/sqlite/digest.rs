@@ -2,32 +2,14 @@
 
 use rusqlite::{OptionalExtension as _, params};
 
-use super::lease::{Due, RawWaiting, Room, Taken, raw_waiting};
-use super::read::{RawEvent, raw_event};
+use super::lease::{Due, raw_waiting};
+use super::read::raw_event;
 use super::tables::Tables;
 use crate::delivery::Digest;
 use crate::event::Status;
-
-/// How many instances that did not end well a digest names at most.
-const MOST_TROUBLED: i64 = 100;
-
-/// What one notice tells of a whole command.
-pub(super) struct Batch {
-    pub(super) waiting: Taken,
-    pub(super) digest: Option<Digest>,
-    pub(super) summary: Option<RawEvent>,
-}
-
-impl Batch {
-    /// Deliveries that each tell of their own event.
-    pub(super) const fn plain(waiting: Taken) -> Self {
-        Self {
-            waiting,
-            digest: None,
-            summary: None,
-        }
-    }
-}
+use crate::store::rows::{
+    Batch, MOST_TROUBLED, RawEvent, RawWaiting, Room, count_ended, says_more,
+};
 
 impl Tables<'_> {
     /// The batch of a digest, by its last delivery, which stands for all before it. A batch that was
@@ -103,13 +85,7 @@ impl Tables<'_> {
         let mut rows = statement.query([command_no])?;
         while let Some(row) = rows.next()? {
             let count = row.get::<_, i64>(1)?.unsigned_abs();
-            match Status::parse(row.get_ref(0)?.as_str()?) {
-                Status::Success => digest.succeeded = count,
-                Status::Failed => digest.failed = count,
-                Status::TimedOut => digest.timed_out = count,
-                Status::Cancelled => digest.cancelled = count,
-                Status::InProgress | Status::Other(_) => digest.running += count,
-            }
+            count_ended(&mut digest, row.get_ref(0)?.as_str()?, count);
         }
         digest.troubled = self
             .connection
@@ -131,11 +107,7 @@ impl Tables<'_> {
         let mut rows = said.query([command_no])?;
         while let Some(row) = rows.next()? {
             let status = Status::parse(row.get_ref(0)?.as_str()?);
-            let is_better = match &digest.overall {
-                None => true,
-                Some(known) => status.is_terminal() && !known.is_terminal(),
-            };
-            if is_better {
+            if says_more(&status, digest.overall.as_ref()) {
                 digest.overall = Some(status);
                 summary = Some(raw_event(self.connection, row.get(1)?)?);
             }

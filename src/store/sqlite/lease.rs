@@ -3,53 +3,14 @@
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension as _, params};
 
-use super::append::KIND_DIGEST;
-use super::digest::Batch;
-use super::read::{RawEvent, raw_event};
-use super::tables::{Tables, earliest_release, nanos};
-use crate::delivery::{SortKey, from_nanos};
+use super::read::raw_event;
+use super::tables::{Tables, earliest_release};
+use crate::delivery::SortKey;
 use crate::event::Status;
-use crate::store::{Lane, LaneId, Leased, Waiting};
-
-/// How many bytes of messages a lease takes at most, beyond the first.
-const LARGEST: usize = 4 << 20;
-
-/// How far the clock may go back before it counts as set back.
-const SLACK: i64 = 1_000_000_000;
-
-/// What a lease found, with the messages still to be parsed: that is not the writer's work.
-#[derive(Default)]
-pub(super) struct RawLeased {
-    lanes: Vec<RawLane>,
-    next_due: Option<i64>,
-    in_trouble_since: Option<i64>,
-}
-
-struct RawLane {
-    lane: Lane,
-    waiting: Taken,
-    /// What said last of the whole command.
-    summary: Option<RawEvent>,
-}
-
-pub(super) struct RawWaiting {
-    key: SortKey,
-    event: i64,
-    alone: bool,
-    tries: u32,
-    failing_since: Option<i64>,
-    resent: bool,
-    possible_repeat: bool,
-    high_then: Option<SortKey>,
-    progress: Option<String>,
-    terminal_sent: bool,
-    thread: Option<String>,
-    /// By number, and then by name.
-    instead_of: (Option<i64>, Option<String>),
-}
-
-/// Deliveries with their events.
-pub(super) type Taken = Vec<(RawWaiting, RawEvent)>;
+use crate::store::rows::{
+    Batch, KIND_DIGEST, RawEvent, RawLane, RawLeased, RawWaiting, Room, SLACK, Taken, nanos, rows,
+};
+use crate::store::{Lane, LaneId};
 
 pub(super) struct Due {
     pub(super) lane: i64,
@@ -60,59 +21,6 @@ pub(super) struct Due {
     epoch: i64,
     high: Option<SortKey>,
     pub(super) not_before: i64,
-}
-
-/// How much more a lease may take.
-pub(super) struct Room {
-    deliveries: usize,
-    bytes: usize,
-}
-
-impl RawLeased {
-    /// Reads the events.
-    pub(super) fn read(self) -> Leased {
-        let lanes = self.lanes.into_iter().map(RawLane::read).collect();
-        Leased {
-            lanes,
-            next_due: self.next_due.map(from_nanos),
-            in_trouble_since: self.in_trouble_since.map(from_nanos),
-        }
-    }
-}
-
-impl RawLane {
-    fn read(self) -> Lane {
-        let waiting = self.waiting.into_iter().map(|(raw, event)| {
-            let stored = event.read();
-            Waiting {
-                event_id: stored.id,
-                event: stored.event,
-                received_at: stored.received_at,
-                key: raw.key,
-                repeat_of: stored.repeat_of,
-                conflict: stored.conflict,
-                terminal_sent: raw.terminal_sent,
-                alone: raw.alone,
-                resent: raw.resent,
-                possible_repeat: raw.possible_repeat,
-                high_then: raw.high_then,
-                tries: raw.tries,
-                failing_since: raw.failing_since.map(from_nanos),
-                progress: raw.progress,
-                thread: raw.thread,
-                instead_of: raw.instead_of.1,
-            }
-        });
-        let mut lane = Lane {
-            waiting: waiting.collect(),
-            ..self.lane
-        };
-        if let (Some(digest), Some(summary)) = (&mut lane.digest, self.summary) {
-            let event = summary.read().event;
-            digest.count_unheard(event.command().map_or(0, |it| it.instances.len()));
-        }
-        lane
-    }
 }
 
 impl Tables<'_> {
@@ -134,10 +42,7 @@ impl Tables<'_> {
             leased.next_due = Some(until);
             return Ok(leased);
         }
-        let mut room = Room {
-            deliveries: limit,
-            bytes: LARGEST,
-        };
+        let mut room = Room::new(limit);
         for due in self.due_lanes(sink, nanos(now), limit)? {
             let Batch {
                 waiting,
@@ -173,7 +78,7 @@ impl Tables<'_> {
                 waiting,
                 summary,
             });
-            if room.deliveries == 0 || room.bytes == 0 {
+            if room.is_full() {
                 break;
             }
         }
@@ -289,8 +194,7 @@ impl Tables<'_> {
                 break;
             }
             let (row, event) = self.with_event(row, due, sink)?;
-            room.bytes = room.bytes.saturating_sub(event.bytes());
-            room.deliveries = room.deliveries.saturating_sub(1);
+            room.take(event.bytes());
             taken.push((row, event));
         }
         Ok(taken)
@@ -394,9 +298,4 @@ pub(super) fn raw_waiting(row: &rusqlite::Row<'_>) -> rusqlite::Result<RawWaitin
         thread: None,
         instead_of: (row.get(9)?, None),
     })
-}
-
-/// A limit as SQLite takes it.
-fn rows(limit: usize) -> i64 {
-    i64::try_from(limit).unwrap_or(i64::MAX)
 }

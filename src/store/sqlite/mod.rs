@@ -16,6 +16,7 @@ use rusqlite::Connection;
 use secrecy::SecretString;
 use tokio::sync::{mpsc, oneshot};
 
+use super::rows::nanos;
 use super::{
     Append, Appended, Backlog, DeadLetter, DeadSelection, Delivery, EventId, EventQuery, Leased,
     Opened, Settlement, Store, StoreError, StoredEvent, Subscription, Tally,
@@ -35,7 +36,7 @@ mod upkeep;
 mod writer;
 
 use faults::translate;
-use tables::{Known, Tables, nanos};
+use tables::{Known, Tables};
 use upkeep::Step;
 pub use writer::Writer;
 use writer::{Job, Reserve, Task};

@@ -6,11 +6,9 @@ use std::collections::BTreeMap;
 use rusqlite::{Connection, OptionalExtension as _, Row, params, params_from_iter, types::Value};
 use secrecy::SecretString;
 
-use super::append::envelope;
-use super::settle::{marks, took};
 use crate::delivery::{Outcome, from_nanos};
-use crate::event::{Event, Source};
-use crate::sns::{KnownCertificate, TopicArn};
+use crate::sns::KnownCertificate;
+use crate::store::rows::{RawEvent, marks, rows, took};
 use crate::store::{
     Backlog, DeadLetter, DeadSelection, Delivery, EventId, EventQuery, PastOutcome, StoredEvent,
     Subscription, Tally,
@@ -21,74 +19,28 @@ const EVENT: &str = "event.id, (SELECT text FROM name WHERE name.id = event.topi
     message_id, envelope, received_at, command_no, event.instance, status, repeat_of, conflict,
     subject, body";
 
-/// An event's row.
-pub(super) struct RawEvent {
-    pub(super) id: i64,
-    topic: String,
-    sns_time: i64,
-    message_id: String,
-    envelope: i64,
-    received_at: i64,
-    pub(super) command_no: Option<i64>,
-    pub(super) instance: Option<String>,
-    pub(super) status: Option<String>,
-    pub(super) repeat_of: Option<i64>,
-    conflict: bool,
-    subject: Option<String>,
-    body: Vec<u8>,
-}
-
-impl RawEvent {
-    fn of(row: &Row<'_>) -> rusqlite::Result<Self> {
-        Ok(Self {
-            id: row.get(0)?,
-            topic: row.get(1)?,
-            sns_time: row.get(2)?,
-            message_id: row.get(3)?,
-            envelope: row.get(4)?,
-            received_at: row.get(5)?,
-            command_no: row.get(6)?,
-            instance: row.get(7)?,
-            status: row.get(8)?,
-            repeat_of: row.get(9)?,
-            conflict: row.get(10)?,
-            subject: row.get(11)?,
-            body: row.get(12)?,
-        })
-    }
-
-    /// How much there is to parse, in bytes.
-    pub(super) const fn bytes(&self) -> usize {
-        self.body.len()
-    }
-
-    /// Reads the event from what was signed: the one truth about it.
-    pub(super) fn read(self) -> StoredEvent {
-        let arn = self.topic.parse::<TopicArn>().ok();
-        let event = Event::read(&Source {
-            topic: &self.topic,
-            account: arn.as_ref().map_or("", TopicArn::account),
-            region: arn.as_ref().map_or("", TopicArn::region),
-            message_id: &self.message_id,
-            sent_at: from_nanos(self.sns_time),
-            subject: self.subject.as_deref(),
-            body: &String::from_utf8_lossy(&self.body),
-            envelope: envelope(self.envelope),
-        });
-        StoredEvent {
-            id: EventId(self.id),
-            event,
-            received_at: from_nanos(self.received_at),
-            repeat_of: self.repeat_of.map(EventId),
-            conflict: self.conflict,
-        }
-    }
+fn event_of(row: &Row<'_>) -> rusqlite::Result<RawEvent> {
+    Ok(RawEvent {
+        id: row.get(0)?,
+        topic: row.get(1)?,
+        sns_time: row.get(2)?,
+        message_id: row.get(3)?,
+        envelope: row.get(4)?,
+        received_at: row.get(5)?,
+        command_no: row.get(6)?,
+        instance: row.get(7)?,
+        status: row.get(8)?,
+        repeat_of: row.get(9)?,
+        conflict: row.get(10)?,
+        subject: row.get(11)?,
+        body: row.get(12)?,
+    })
 }
 
 pub(super) fn raw_event(connection: &Connection, id: i64) -> rusqlite::Result<RawEvent> {
     connection
         .prepare_cached(&format!("SELECT {EVENT} FROM event WHERE id = ?1"))?
-        .query_row([id], RawEvent::of)
+        .query_row([id], event_of)
 }
 
 pub(super) fn known(
@@ -144,10 +96,9 @@ pub(super) fn events(
     if let Some(before) = query.before {
         also(" AND event.id < ?", before.0.into());
     }
-    let limit = i64::try_from(query.limit).unwrap_or(i64::MAX);
-    also(" ORDER BY event.id DESC LIMIT ?", limit.into());
+    also(" ORDER BY event.id DESC LIMIT ?", rows(query.limit).into());
     let mut statement = connection.prepare_cached(&sql)?;
-    let rows = statement.query_map(params_from_iter(values), RawEvent::of)?;
+    let rows = statement.query_map(params_from_iter(values), event_of)?;
     rows.map(|row| row.map(RawEvent::read)).collect()
 }
 
@@ -228,7 +179,7 @@ pub(super) fn dead(
     limit: usize,
 ) -> rusqlite::Result<Vec<DeadLetter>> {
     let (condition, mut values) = dead_condition(selection);
-    values.push(i64::try_from(limit).unwrap_or(i64::MAX).into());
+    values.push(rows(limit).into());
     let mut statement = connection.prepare(&format!(
         "SELECT {EVENT}, dead.id, r.text, s.text, died_at, tries, answer FROM dead
          JOIN event ON event.id = dead.event JOIN name r ON r.id = route
@@ -236,7 +187,7 @@ pub(super) fn dead(
     ))?;
     let rows = statement.query_map(params_from_iter(values), |row| {
         Ok(DeadLetter {
-            event: RawEvent::of(row)?.read(),
+            event: event_of(row)?.read(),
             id: row.get(13)?,
             route: row.get(14)?,
             sink: row.get(15)?,

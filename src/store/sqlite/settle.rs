@@ -1,12 +1,10 @@
 //! Recording what became of leased lanes, and giving them back.
 
-use std::time::Duration;
-
 use rusqlite::{OptionalExtension as _, params};
 
-use super::append::LaneColumns;
-use super::tables::{Tables, earliest_release, nanos};
-use crate::delivery::{Marks, Outcome, SortKey};
+use super::tables::{Tables, earliest_release};
+use crate::delivery::{Outcome, SortKey};
+use crate::store::rows::{KIND_OWN, LaneColumns, late_nanos, mark_bits, nanos, took_nanos};
 use crate::store::{EventId, Settled, Settlement};
 
 struct LaneRow {
@@ -55,7 +53,7 @@ impl Tables<'_> {
                 " WHERE id = ?1"
             ))?
             .execute(params![id, not_before, arrived])?;
-        if lane.kind == super::append::KIND_OWN {
+        if lane.kind == KIND_OWN {
             self.connection
                 .prepare_cached(
                     "DELETE FROM lane WHERE id = ?1
@@ -90,22 +88,13 @@ impl Tables<'_> {
         if let Some(message) = &settled.thread {
             self.keep_thread(lane.sink, lane.route, settled.event.0, id, message)?;
         }
-        let book = self.book(lane.sink, settled.at);
-        match settled.outcome {
-            Outcome::Sent => book.sent += 1,
-            Outcome::Muted => book.muted += 1,
-            Outcome::Redundant => book.redundant += 1,
-            Outcome::Dropped => book.dropped += 1,
-            Outcome::Dead => {
-                book.dead += 1;
-                self.insert_dead(lane, settled, tries)?;
-            }
-            // It may have arrived: what comes below it may come too late.
-            Outcome::Retry | Outcome::Parked | Outcome::Diverted => {
-                return Ok(settled.marks.possible_repeat);
-            }
+        self.book(lane.sink, settled.at).count(&settled.outcome, 1);
+        if settled.outcome == Outcome::Dead {
+            self.insert_dead(lane, settled, tries)?;
         }
-        Ok(settled.outcome == Outcome::Sent)
+        // What may have arrived counts: what comes below it may come too late.
+        let may_have_arrived = settled.outcome.waits() && settled.marks.possible_repeat;
+        Ok(settled.outcome == Outcome::Sent || may_have_arrived)
     }
 
     /// Ends a delivery here and makes it wait for the sink `to`, in the same place of the same lane. What
@@ -249,15 +238,7 @@ impl Tables<'_> {
                 .prepare_cached(&format!("DELETE FROM waiting WHERE {of_batch}"))?
                 .execute(params![id, key])?;
             let gone = i64::try_from(gone).unwrap_or(i64::MAX);
-            let book = self.book(lane.sink, last.at);
-            match last.outcome {
-                Outcome::Sent => book.sent += gone,
-                Outcome::Muted => book.muted += gone,
-                Outcome::Redundant => book.redundant += gone,
-                Outcome::Dropped => book.dropped += gone,
-                Outcome::Dead => book.dead += gone,
-                Outcome::Retry | Outcome::Parked | Outcome::Diverted => {}
-            }
+            self.book(lane.sink, last.at).count(&last.outcome, gone);
         }
         self.connection
             .prepare_cached("UPDATE lane SET batch_upto = NULL WHERE id = ?1")?
@@ -322,10 +303,6 @@ impl Tables<'_> {
         sink: i64,
         settled: &Settled,
     ) -> rusqlite::Result<()> {
-        let late = settled
-            .marks
-            .late
-            .map(|late| i64::try_from(late.as_nanos()).unwrap_or(i64::MAX));
         self.connection
             .prepare_cached(
                 "INSERT INTO outcome (event, route, sink, n, at, result, marks, late, answer, took)
@@ -339,7 +316,7 @@ impl Tables<'_> {
                 nanos(settled.at),
                 settled.outcome.word(),
                 mark_bits(&settled.marks),
-                late,
+                late_nanos(settled),
                 settled.answer,
                 took_nanos(settled),
             ])?;
@@ -373,45 +350,5 @@ impl Tables<'_> {
                 settled.answer,
             ])?;
         Ok(())
-    }
-}
-
-const REPEAT: i64 = 1;
-const POSSIBLE_REPEAT: i64 = 2;
-const RESENT: i64 = 4;
-const CONFLICT: i64 = 8;
-
-fn mark_bits(marks: &Marks) -> i64 {
-    [
-        (marks.repeat, REPEAT),
-        (marks.possible_repeat, POSSIBLE_REPEAT),
-        (marks.resent, RESENT),
-        (marks.conflict, CONFLICT),
-    ]
-    .iter()
-    .filter(|(set, _)| *set)
-    .map(|(_, bit)| bit)
-    .sum()
-}
-
-fn took_nanos(settled: &Settled) -> Option<i64> {
-    let nanos = settled.took?.as_nanos();
-    Some(i64::try_from(nanos).unwrap_or(i64::MAX))
-}
-
-/// The time that [`took_nanos`] made into a number.
-pub(super) fn took(nanos: Option<i64>) -> Option<Duration> {
-    nanos.map(|nanos| Duration::from_nanos(nanos.unsigned_abs()))
-}
-
-/// The marks that [`mark_bits`] made into a number.
-pub(super) fn marks(bits: i64, late: Option<i64>) -> Marks {
-    Marks {
-        late: late.map(|nanos| Duration::from_nanos(nanos.unsigned_abs())),
-        repeat: bits & REPEAT != 0,
-        possible_repeat: bits & POSSIBLE_REPEAT != 0,
-        resent: bits & RESENT != 0,
-        conflict: bits & CONFLICT != 0,
-        instead_of: None,
     }
 }

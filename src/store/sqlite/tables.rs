@@ -6,7 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use crate::delivery::clamped_nanos;
+use crate::store::rows::{Change, MOST_COMMANDS, day};
 
 /// What was looked up before and cannot have changed, since one thread alone writes. Forgotten when
 /// a transaction fails: part of it may never have been written.
@@ -46,25 +46,11 @@ impl Known {
     }
 }
 
-/// How many commands are remembered; what is forgotten is looked up.
-const MOST_COMMANDS: usize = 4096;
-
 /// The tables within one transaction.
 pub(super) struct Tables<'t> {
     pub(super) connection: &'t Connection,
     pub(super) known: &'t mut Known,
     tally: HashMap<(i64, i64), Change>,
-}
-
-/// What one transaction adds to the books of a sink.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Change {
-    pub(super) owed: i64,
-    pub(super) sent: i64,
-    pub(super) muted: i64,
-    pub(super) redundant: i64,
-    pub(super) dropped: i64,
-    pub(super) dead: i64,
 }
 
 impl<'t> Tables<'t> {
@@ -196,8 +182,7 @@ impl<'t> Tables<'t> {
 
     /// The books of a sink for the day of `at`, to be changed.
     pub(super) fn book(&mut self, sink: i64, at: Timestamp) -> &mut Change {
-        let day = at.as_second().div_euclid(86_400);
-        self.tally.entry((sink, day)).or_default()
+        self.tally.entry((sink, day(at))).or_default()
     }
 
     /// Writes what was changed in the books, once for the whole transaction.
@@ -222,9 +207,4 @@ impl<'t> Tables<'t> {
         }
         Ok(())
     }
-}
-
-/// A moment as the tables keep it: nanoseconds since the epoch.
-pub(super) fn nanos(at: Timestamp) -> i64 {
-    clamped_nanos(at)
 }

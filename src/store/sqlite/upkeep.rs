@@ -6,15 +6,12 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, params, params_from_iter};
 use secrecy::{ExposeSecret as _, SecretString};
 
-use super::append::LaneColumns;
 use super::read::{dead_condition, subscription};
-use super::tables::{Tables, nanos};
+use super::tables::Tables;
 use crate::delivery::{Outcome, SortKey};
 use crate::sns::KnownCertificate;
+use crate::store::rows::{LaneColumns, STEP, nanos};
 use crate::store::{DeadSelection, EventId, LaneId, Settled, Settlement, Subscription};
-
-/// How many rows one step looks at.
-const STEP: i64 = 500;
 
 /// What a step did.
 pub(super) struct Step {

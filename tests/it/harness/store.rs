@@ -1,68 +1,174 @@
-//! A real store in a folder of its own, that can be closed and opened again, in order or not.
+//! A real store, on either engine, that can be closed and opened again, in order or not.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use runbell::store::sqlite::Sqlite;
+use runbell::clock::Clock;
+use runbell::store::postgres::{Keeper, Postgres};
+use runbell::store::sqlite::{Sqlite, Writer};
 use runbell::store::{Opened, Store};
+use tokio::task::JoinSet;
 
-/// A store that goes away with its folder.
+use super::postgres::server;
+
+/// What keeps it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum On {
+    Sqlite,
+    Postgres,
+}
+
+/// A store that goes away with its folder, or is left in its schema.
 pub struct TestStore {
-    folder: tempfile::TempDir,
-    open: Option<(Arc<Sqlite>, JoinHandle<()>)>,
+    place: Place,
+    open: Option<Open>,
     pub opened: Opened,
 }
 
+enum Place {
+    Folder(tempfile::TempDir),
+    Schema(String),
+}
+
+enum Open {
+    Sqlite(Arc<Sqlite>, JoinHandle<()>),
+    Postgres(Arc<Postgres>, JoinSet<()>),
+}
+
+/// Makes of each scenario two tests, one on each engine.
+#[macro_export]
+macro_rules! on_both {
+    ($($scenario:ident),* $(,)?) => {
+        mod sqlite {
+            $(#[tokio::test]
+            async fn $scenario() {
+                Box::pin(super::$scenario($crate::harness::store::On::Sqlite)).await;
+            })*
+        }
+        mod postgres {
+            $(#[tokio::test]
+            async fn $scenario() {
+                Box::pin(super::$scenario($crate::harness::store::On::Postgres)).await;
+            })*
+        }
+    };
+}
+
 impl TestStore {
+    /// On the embedded engine.
     pub fn open() -> Self {
-        let mut store = Self {
-            folder: folder(),
-            open: None,
-            opened: Opened::default(),
-        };
-        store.start();
-        store
+        let folder = folder();
+        let (store, writer, opened) = Sqlite::open(&folder.path().join("runbell.db")).unwrap();
+        Self {
+            place: Place::Folder(folder),
+            open: Some(Open::Sqlite(Arc::new(store), write(writer))),
+            opened,
+        }
+    }
+
+    pub async fn open_on(on: On) -> Self {
+        match on {
+            On::Sqlite => Self::open(),
+            On::Postgres => {
+                let schema = server().new_schema().await;
+                Self::open_schema(schema).await
+            }
+        }
+    }
+
+    /// One more replica, beside this one.
+    pub async fn another(&self) -> Self {
+        Self::open_schema(self.schema().to_owned()).await
+    }
+
+    async fn open_schema(schema: String) -> Self {
+        let (open, opened) = open_postgres(&schema).await;
+        Self {
+            place: Place::Schema(schema),
+            open: Some(open),
+            opened,
+        }
     }
 
     /// What the streets hold.
     pub fn handle(&self) -> Arc<dyn Store> {
-        self.open.as_ref().unwrap().0.clone()
+        match self.open.as_ref().unwrap() {
+            Open::Sqlite(store, _) => store.clone(),
+            Open::Postgres(store, _) => store.clone(),
+        }
     }
 
     pub fn path(&self) -> PathBuf {
-        self.folder.path().join("runbell.db")
+        let Place::Folder(folder) = &self.place else {
+            panic!("it lies in no file");
+        };
+        folder.path().join("runbell.db")
+    }
+
+    pub fn schema(&self) -> &str {
+        let Place::Schema(schema) = &self.place else {
+            panic!("it lies in no schema");
+        };
+        schema
+    }
+
+    /// Runs statements beside the store.
+    pub async fn run(&self, on_sqlite: &str, on_postgres: &str) {
+        match &self.place {
+            Place::Folder(_) => rusqlite::Connection::open(self.path())
+                .unwrap()
+                .execute_batch(on_sqlite)
+                .unwrap(),
+            Place::Schema(schema) => server().run(schema, on_postgres).await,
+        }
     }
 
     /// Ends the writer, as an orderly stop or a crash between two transactions would, and starts
     /// anew. Handles that were given out must be gone.
     pub async fn reopen(&mut self) {
         self.stop().await;
-        self.start();
+        let (open, opened) = match &self.place {
+            Place::Folder(_) => {
+                let (store, writer, opened) = Sqlite::open(&self.path()).unwrap();
+                (Open::Sqlite(Arc::new(store), write(writer)), opened)
+            }
+            Place::Schema(schema) => open_postgres(schema).await,
+        };
+        (self.open, self.opened) = (Some(open), opened);
     }
 
-    /// Ends the writer and leaves the file.
+    /// Ends the writer and leaves what was written.
     pub async fn stop(&mut self) {
-        let (store, writer) = self.open.take().unwrap();
-        assert_eq!(
-            Arc::strong_count(&store),
-            1,
-            "somebody still holds the store"
-        );
-        drop(store);
-        tokio::task::spawn_blocking(move || writer.join().unwrap())
-            .await
-            .unwrap();
+        match self.open.take().unwrap() {
+            Open::Sqlite(store, writer) => {
+                let _ = Arc::into_inner(store).expect("somebody still holds the store");
+                tokio::task::spawn_blocking(move || writer.join().unwrap())
+                    .await
+                    .unwrap();
+            }
+            Open::Postgres(store, keeper) => {
+                let _ = Arc::into_inner(store).expect("somebody still holds the store");
+                keeper.join_all().await;
+            }
+        }
     }
+}
 
-    fn start(&mut self) {
-        let (store, writer, opened) = Sqlite::open(&self.path()).unwrap();
-        let thread = std::thread::Builder::new()
-            .spawn(move || writer.run())
-            .unwrap();
-        self.opened = opened;
-        self.open = Some((Arc::new(store), thread));
-    }
+fn write(writer: Writer) -> JoinHandle<()> {
+    std::thread::Builder::new()
+        .spawn(move || writer.run())
+        .unwrap()
+}
+
+async fn open_postgres(schema: &str) -> (Open, Opened) {
+    let settings = server().settings(schema, "test");
+    let (store, keeper, opened): (Postgres, Keeper, Opened) =
+        Postgres::open(&settings).await.unwrap();
+    let mut task = JoinSet::new();
+    // By hand: the tests say what time it is.
+    task.spawn(keeper.run(Clock::by_hand(jiff::Timestamp::UNIX_EPOCH)));
+    (Open::Postgres(Arc::new(store), task), opened)
 }
 
 /// In memory where there is such a place: what is tested is not the disk.

@@ -19,9 +19,8 @@ async fn gets(store: &dyn Store, sink: &str, second: i64) -> Vec<(String, Option
     }
 }
 
-#[tokio::test]
-async fn what_waits_for_a_sink_goes_to_another_in_order_and_once() {
-    let store = TestStore::open();
+async fn what_waits_for_a_sink_goes_to_another_in_order_and_once(on: On) {
+    let store = TestStore::open_on(on).await;
     let store = store.handle();
     let told = event("m-0", "i-0", "Success", 0);
     let both = ["s", "t"].map(|sink| owed(&told, sink, LaneKey::Command, 5));
@@ -75,9 +74,8 @@ async fn what_waits_for_a_sink_goes_to_another_in_order_and_once() {
     );
 }
 
-#[tokio::test]
-async fn what_is_under_way_is_left_to_whoever_carries_it() {
-    let store = TestStore::open();
+async fn what_is_under_way_is_left_to_whoever_carries_it(on: On) {
+    let store = TestStore::open_on(on).await;
     let store = store.handle();
     arrives(&*store, event("m-1", "i-1", "Success", 1), 1).await;
     let lanes = lease(&*store, 6).await;
@@ -91,9 +89,8 @@ async fn what_is_under_way_is_left_to_whoever_carries_it() {
     assert_sound(&*store).await;
 }
 
-#[tokio::test]
-async fn a_digest_is_handed_over_whole() {
-    let store = TestStore::open();
+async fn a_digest_is_handed_over_whole(on: On) {
+    let store = TestStore::open_on(on).await;
     let store = store.handle();
     for number in 1..=5 {
         let event = event(
@@ -121,4 +118,10 @@ async fn a_digest_is_handed_over_whole() {
         .collect();
     assert_eq!(counts, [(0, 0, 0), (5, 5, 0)]);
     assert_sound(&*store).await;
+}
+
+on_both! {
+    what_waits_for_a_sink_goes_to_another_in_order_and_once,
+    what_is_under_way_is_left_to_whoever_carries_it,
+    a_digest_is_handed_over_whole,
 }

@@ -2,9 +2,8 @@
 
 use super::*;
 
-#[tokio::test]
-async fn a_clock_set_back_holds_nothing_up() {
-    let store = TestStore::open();
+async fn a_clock_set_back_holds_nothing_up(on: On) {
+    let store = TestStore::open_on(on).await;
     let store = store.handle();
     arrives(&*store, event("m-1", "i-1", "Success", 3600), 3600).await;
     let waits = store.lease("s", at(3601), 9).await.unwrap();
@@ -18,9 +17,8 @@ async fn a_clock_set_back_holds_nothing_up() {
     assert_eq!(instances(&lease(&*store, 5).await), ["i-1"]);
 }
 
-#[tokio::test]
-async fn a_lease_is_bounded_by_bytes_as_well() {
-    let store = TestStore::open();
+async fn a_lease_is_bounded_by_bytes_as_well(on: On) {
+    let store = TestStore::open_on(on).await;
     let store = store.handle();
     for number in 10..40 {
         let body = serde_json::json!({
@@ -50,9 +48,8 @@ async fn a_lease_is_bounded_by_bytes_as_well() {
     assert_eq!(carried, all);
 }
 
-#[tokio::test]
-async fn a_letter_sent_again_and_a_failing_head_are_not_in_each_others_way() {
-    let store = TestStore::open();
+async fn a_letter_sent_again_and_a_failing_head_are_not_in_each_others_way(on: On) {
+    let store = TestStore::open_on(on).await;
     let store = store.handle();
     arrives(&*store, event("m-1", "i-1", "Success", 1), 1).await;
     let lanes = lease(&*store, 6).await;
@@ -86,9 +83,8 @@ async fn a_letter_sent_again_and_a_failing_head_are_not_in_each_others_way() {
     assert_sound(&*store).await;
 }
 
-#[tokio::test]
-async fn what_waits_for_a_sink_that_is_gone_becomes_dead_letters() {
-    let store = TestStore::open();
+async fn what_waits_for_a_sink_that_is_gone_becomes_dead_letters(on: On) {
+    let store = TestStore::open_on(on).await;
     let store = store.handle();
     for number in 0..1200 {
         let event = event(&format!("m-{number}"), "i-1", "Success", 1);
@@ -110,18 +106,19 @@ async fn what_waits_for_a_sink_that_is_gone_becomes_dead_letters() {
     assert_sound(&*store).await;
 }
 
-#[tokio::test]
-async fn what_the_database_cannot_keep_is_kept_raw() {
-    let store = TestStore::open();
-    let path = store.path();
-    let store = store.handle();
-    let beside = rusqlite::Connection::open(path).unwrap();
-    beside
-        .execute_batch(
+async fn what_the_database_cannot_keep_is_kept_raw(on: On) {
+    let store = TestStore::open_on(on).await;
+    store
+        .run(
             "CREATE TRIGGER no_steps BEFORE INSERT ON step WHEN NEW.instance = 'i-bad'
              BEGIN SELECT RAISE(ABORT, 'not this one'); END",
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+               'BEGIN RAISE EXCEPTION ''not this one''; END';
+             CREATE TRIGGER no_steps BEFORE INSERT ON step FOR EACH ROW
+             WHEN (NEW.instance = 'i-bad') EXECUTE FUNCTION refuse()",
         )
-        .unwrap();
+        .await;
+    let store = store.handle();
     let arrivals = ["i-1", "i-bad", "i-2"].map(|instance| {
         let event = event(&format!("m-{instance}"), instance, "Success", 1);
         arrives(&*store, event, 1)
@@ -147,4 +144,12 @@ async fn nobody_else_may_read_the_file() {
         let mode = std::fs::metadata(&name).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{beside}");
     }
+}
+
+on_both! {
+    a_clock_set_back_holds_nothing_up,
+    a_lease_is_bounded_by_bytes_as_well,
+    a_letter_sent_again_and_a_failing_head_are_not_in_each_others_way,
+    what_waits_for_a_sink_that_is_gone_becomes_dead_letters,
+    what_the_database_cannot_keep_is_kept_raw,
 }
