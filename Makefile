@@ -8,7 +8,7 @@ DENY_VERSION := 0.20.2
 DENY_ROOT := target/tools/cargo-deny-$(DENY_VERSION)
 DENY := $(DENY_ROOT)/bin/cargo-deny
 
-.PHONY: help demo test check audit bench interop pictures system database lint-tools
+.PHONY: help demo test check audit bench chaos interop pictures system database lint-tools
 
 ## help      this list
 help:
@@ -39,6 +39,11 @@ bench: system database
 	cargo bench --locked --bench intake -- $(ARGS)
 	cargo bench --locked --bench sinks
 	cargo bench --locked --bench neighbours
+	cargo bench --locked --bench replicas
+
+## chaos     minutes of kills, pauses, cuts and crashes, of three replicas on one PostgreSQL
+chaos: system database
+	cargo test --locked --test it replicas::three_replicas_lose_nothing_for_minutes -- --ignored --nocapture
 
 ## interop   other people's programs: LocalStack, mail servers, Alertmanager, the vendors' models
 interop: system

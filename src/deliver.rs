@@ -33,7 +33,7 @@ use load::{Going, Load};
 /// How long a worker rests when the store does not answer.
 const STORE_TROUBLE: Duration = Duration::from_secs(1);
 /// How long a worker goes without looking at the store, whatever it was told.
-const LONGEST_SLEEP: Duration = Duration::from_secs(5);
+const LONGEST_SLEEP: Duration = Duration::from_secs(2);
 /// How far apart looks at the store are, unless more waits than a look may bring: what comes in
 /// between shares one commit and one send. The first of a burst does not wait.
 const SHORTEST_TURN: Duration = Duration::from_millis(10);
@@ -126,6 +126,7 @@ impl Worker {
             let limit = self.room(under_way.len());
             let may_lease = limit > 0 && !stop.is_cancelled();
             if may_lease && look_at.max(not_before).max(free_at) <= now {
+                let asked_at = now;
                 match self.turn(std::mem::take(&mut done), limit).await {
                     Ok(leased) => {
                         let now = self.clock.now();
@@ -141,7 +142,8 @@ impl Worker {
                             not_before = later(now, SHORTEST_TURN);
                         }
                         let loads = self.loads(leased.lanes);
-                        under_way.extend(loads.into_iter().map(|load| self.carry(load)));
+                        let carried = loads.into_iter().map(|load| self.carry(load, asked_at));
+                        under_way.extend(carried);
                     }
                     Err(error) => {
                         self.complain("cannot lease", &error);
@@ -188,11 +190,12 @@ impl Worker {
     /// # Errors
     /// When the store cannot lease, or cannot be told what was done.
     pub async fn step(&self) -> Result<Looked, StoreError> {
+        let asked_at = self.clock.now();
         let leased = self.turn(Vec::new(), self.room(0)).await?;
         let lanes = leased.lanes.len();
         let mut done = Vec::new();
         for load in self.loads(leased.lanes) {
-            done.extend(self.carry(load).await);
+            done.extend(self.carry(load, asked_at).await);
         }
         self.keep(done).await;
         self.write_off().await?;
@@ -211,8 +214,20 @@ impl Worker {
         }
         // Before the store is asked: what is appended from here on rings again.
         self.wake.clear();
-        let lease = self.store.lease(&self.name, self.clock.now(), limit);
-        let (settled, leased) = tokio::join!(biased; self.write_off(), lease);
+        let (settled, leased) = {
+            let mut unsettled = self.unsettled.lock().await;
+            if !unsettled.is_empty() {
+                tracing::trace!(target: "runbell::point", "settling");
+            }
+            let (store, now) = (&self.store, self.clock.now());
+            let (settled, leased) = store
+                .settle_and_lease(unsettled.clone(), &self.name, now, limit)
+                .await;
+            if settled.is_ok() {
+                self.count(unsettled.drain(..));
+            }
+            (settled, leased)
+        };
         if let Err(error) = settled {
             self.complain(
                 "cannot record what was sent; it is kept and tried again",
@@ -280,15 +295,21 @@ impl Worker {
         }
         tracing::trace!(target: "runbell::point", "settling");
         self.store.settle(unsettled.clone()).await?;
-        for settled in unsettled.drain(..).flat_map(|lane| lane.results) {
-            self.metrics
-                .delivered(&self.name, settled.outcome.word(), 1);
-        }
+        self.count(unsettled.drain(..));
         Ok(())
     }
 
-    /// Sends what may go of some lanes; a lane whose head fails is left where it stands.
-    async fn carry(&self, lanes: Vec<Lane>) -> Vec<Settlement> {
+    /// Counts what was written down.
+    fn count(&self, settled: impl Iterator<Item = Settlement>) {
+        for settled in settled.flat_map(|lane| lane.results) {
+            self.metrics
+                .delivered(&self.name, settled.outcome.word(), 1);
+        }
+    }
+
+    /// Sends what may go of some lanes; a lane whose head fails is left where it stands, and so is
+    /// everything when the lanes, asked for at `asked_at`, may be somebody else's by now.
+    async fn carry(&self, lanes: Vec<Lane>, asked_at: Timestamp) -> Vec<Settlement> {
         let patience = self.sink.patience();
         let routes = self.routes.load_full();
         let mut load = Load::decide(lanes, &routes, patience, self.clock.now());
@@ -300,7 +321,14 @@ impl Worker {
             }
             let each = notices.into_iter();
             let notices: Vec<_> = each.map(|notice| self.in_words(notice, &routes)).collect();
-            let asked_at = self.clock.now();
+            let sent_at = self.clock.now();
+            if !self.store.holds(asked_at, sent_at) {
+                tracing::warn!(
+                    sink = &*self.name,
+                    "what was leased is left to the other replicas"
+                );
+                break;
+            }
             let mut verdicts = self.sink.send(&notices).await;
             tracing::trace!(target: "runbell::point", "sent");
             verdicts.resize_with(notices.len(), no_verdict);
@@ -316,7 +344,7 @@ impl Worker {
                     continue;
                 }
                 let (mut settled, rests) = self.judge(going, notice, verdict, now);
-                settled.took = Some(since(asked_at, now));
+                settled.took = Some(since(sent_at, now));
                 rests_until = rests_until.max(rests);
                 load.record(going, settled);
             }

@@ -239,6 +239,11 @@ impl App {
         };
         self.readiness.unready("shutdown", "it is being stopped");
         tracing::info!("stopping");
+        if outcome.is_ok() {
+            // Whoever sends here learns first that others are to be asked.
+            let leave_at = later(self.clock.now(), self.config.server.leave_after);
+            self.clock.sleep_until(leave_at).await;
+        }
         self.stop(hook, work, rest).await;
         tracing::info!("stopped");
         outcome

@@ -23,6 +23,7 @@ pub(super) struct ServerFile {
     pub(super) header_timeout: Span,
     pub(super) body_timeout: Span,
     pub(super) keep_alive: Span,
+    pub(super) leave_after: Span,
     pub(super) drain: Span,
     pub(super) gap_hold: Span,
 }
@@ -106,6 +107,7 @@ impl Default for ServerFile {
             // SNS gives up after 15 s in all.
             body_timeout: seconds(10),
             keep_alive: seconds(75),
+            leave_after: seconds(0),
             drain: seconds(10),
             gap_hold: seconds(25),
         }

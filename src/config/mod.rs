@@ -50,6 +50,8 @@ pub struct Server {
     pub hook: HookSettings,
     /// The least hold in the first minute after a start or after trouble with the store.
     pub gap_hold: Duration,
+    /// How long a stop goes on taking notifications after it said that it is not ready any more.
+    pub leave_after: Duration,
     /// How long a stop waits for what is under way.
     pub drain: Duration,
 }

@@ -442,9 +442,31 @@ pub trait Store: Send + Sync + 'static {
     /// deliveries in all. A sink that rests is not leased.
     async fn lease(&self, sink: &str, now: Timestamp, limit: usize) -> Result<Leased, StoreError>;
 
+    /// Whether what was leased at `leased_at` is still ours at `now`, as far as this replica can know
+    /// by itself. One that was paused, or cut off from the others, learns here that it was given up.
+    fn holds(&self, leased_at: Timestamp, now: Timestamp) -> bool {
+        let _ = (leased_at, now);
+        true
+    }
+
     /// Records what became of leased lanes and gives them back. An old epoch may only record what
     /// was sent.
     async fn settle(&self, settlements: Vec<Settlement>) -> Result<(), StoreError>;
+
+    /// Does both: records what became of lanes, and leases what may go then. The store is asked at
+    /// once, so that both may share a commit.
+    async fn settle_and_lease(
+        &self,
+        settlements: Vec<Settlement>,
+        sink: &str,
+        now: Timestamp,
+        limit: usize,
+    ) -> (Result<(), StoreError>, Result<Leased, StoreError>) {
+        if settlements.is_empty() {
+            return (Ok(()), self.lease(sink, now, limit).await);
+        }
+        tokio::join!(biased; self.settle(settlements), self.lease(sink, now, limit))
+    }
 
     /// Repairs lanes that wait without being due, and says how many there were.
     async fn sweep(&self) -> Result<u64, StoreError>;

@@ -20,6 +20,7 @@ mod harness;
 mod mutual_tls;
 mod order;
 mod previews;
+mod replicas;
 mod sinks;
 mod store;
 mod threads;

@@ -109,6 +109,7 @@ pub(super) fn server(
         },
         replica: replica.to_owned(),
         gap_hold: file.gap_hold.0,
+        leave_after: file.leave_after.0,
         drain: file.drain.0,
     })
 }

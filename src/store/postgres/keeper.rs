@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 
 use super::append::Numbered;
-use super::replicas::BEAT;
+use super::replicas::{BEAT, BELIEVED_FOR};
 use super::tables::{Street, day_of, first_of_day};
 use super::{Shared, lacks_a_day, too_late, translate};
 use crate::clock::Clock;
@@ -116,6 +116,7 @@ async fn beats(shared: Arc<Shared>, clock: Clock) {
         match alive {
             Ok((now, alive)) => {
                 clock.follow(now);
+                shared.is_alive_at(nanos(now));
                 shared.alive.store(alive, Ordering::Relaxed);
                 if shared.is_gone.swap(false, Ordering::Relaxed) {
                     tracing::info!("the database answers again");
@@ -138,6 +139,15 @@ async fn beats(shared: Arc<Shared>, clock: Clock) {
 }
 
 impl Shared {
+    /// Notes a sign of life. After a gap, what was leased before it may be somebody else's.
+    fn is_alive_at(&self, now: i64) {
+        let until = now.saturating_add(BELIEVED_FOR);
+        let before = self.alive_until.swap(until, Ordering::Relaxed);
+        if now >= before {
+            self.unbroken_since.store(now, Ordering::Relaxed);
+        }
+    }
+
     /// The database did not answer.
     fn gone(&self, error: &StoreError) {
         let cause: &dyn std::error::Error = error;

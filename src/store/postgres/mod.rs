@@ -60,8 +60,10 @@ const QUEUE: usize = 4096;
 /// How long a transaction may take, with all its tries.
 const DEADLINE: Duration = Duration::from_secs(6);
 
-/// How long the server works on one statement, and waits for one lock, at most.
-const BEGIN: &str = "BEGIN; SET LOCAL statement_timeout = '5s'; SET LOCAL lock_timeout = '4s'";
+/// How long the server works on one statement, and waits for one lock or for us, at most. A replica
+/// that is paused in the middle of a transaction must not hold its locks.
+const BEGIN: &str = "BEGIN; SET LOCAL statement_timeout = '5s'; SET LOCAL lock_timeout = '4s';
+    SET LOCAL idle_in_transaction_session_timeout = '5s'";
 
 /// How often a transaction is tried that gets in the way of others.
 const TRIES: u32 = 5;
@@ -87,6 +89,10 @@ struct Shared {
     days_upto: AtomicI64,
     /// How many replicas are alive, as far as is known.
     alive: AtomicI64,
+    /// Since when this replica's signs of life have come without a gap.
+    unbroken_since: AtomicI64,
+    /// Until when the others believe it to be alive.
+    alive_until: AtomicI64,
 }
 
 /// A connection in use. One that is let go in the middle of something is closed, since nobody knows
@@ -208,6 +214,8 @@ impl Shared {
             is_gone: AtomicBool::default(),
             days_upto: AtomicI64::default(),
             alive: AtomicI64::new(1),
+            unbroken_since: AtomicI64::new(i64::MIN),
+            alive_until: AtomicI64::new(i64::MAX),
         };
         Ok((shared, is_new))
     }
@@ -455,6 +463,11 @@ impl Store for Postgres {
         Ok(leased)
     }
 
+    fn holds(&self, leased_at: Timestamp, now: Timestamp) -> bool {
+        nanos(leased_at) >= self.shared.unbroken_since.load(Ordering::Relaxed)
+            && nanos(now) < self.shared.alive_until.load(Ordering::Relaxed)
+    }
+
     async fn settle(&self, settlements: Vec<Settlement>) -> Result<(), StoreError> {
         let results = settlements.iter().flat_map(|it| &it.results);
         let others: Vec<_> = results.filter_map(|it| it.divert_to.as_deref()).collect();
@@ -465,6 +478,22 @@ impl Store for Postgres {
             async move { tables.settle(&work.0, &work.1).await }.boxed()
         })
         .await
+    }
+
+    async fn settle_and_lease(
+        &self,
+        settlements: Vec<Settlement>,
+        sink: &str,
+        now: Timestamp,
+        limit: usize,
+    ) -> (Result<(), StoreError>, Result<Leased, StoreError>) {
+        // One after the other: a lease beside it would not see what the settlement frees.
+        let settled = if settlements.is_empty() {
+            Ok(())
+        } else {
+            self.settle(settlements).await
+        };
+        (settled, self.lease(sink, now, limit).await)
     }
 
     async fn sweep(&self) -> Result<u64, StoreError> {

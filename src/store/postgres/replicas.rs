@@ -20,6 +20,10 @@ pub(super) const BEAT: Duration = Duration::from_secs(1);
 /// After how long without a sign a replica's lanes are freed.
 const DEAD_AFTER: Duration = Duration::from_secs(8);
 
+/// For how long after a sign a replica believes that the others believe in it, in nanoseconds: less
+/// than they do, so that it stops first.
+pub(super) const BELIEVED_FOR: i64 = 6_000_000_000;
+
 /// The database's time, in nanoseconds.
 macro_rules! now {
     () => {

@@ -30,6 +30,7 @@ read -r _ || true
 /// A server that runs for as long as this lives.
 pub struct Server {
     _script: Child,
+    pub folder: PathBuf,
     /// Where it listens: a folder with its socket, or the loopback.
     host: String,
     port: u16,
@@ -75,6 +76,7 @@ impl Server {
         };
         Self {
             _script: script,
+            folder,
             host,
             port: port.unwrap_or(5432),
         }
@@ -112,6 +114,27 @@ impl Server {
             _ => None,
         });
         rows.collect()
+    }
+
+    /// Lets it crash, and starts it again.
+    pub fn crash(&self) {
+        let mut command = Command::new(programs().join("pg_ctl"));
+        command
+            .arg("-D")
+            .arg(self.folder.join("data"))
+            .arg("-l")
+            .arg(self.folder.join("log"))
+            .args(["-m", "immediate", "-w", "restart"])
+            .current_dir(&self.folder)
+            .stdout(Stdio::null());
+        if rustix::process::geteuid().is_root() {
+            let (uid, gid) = unprivileged();
+            command.uid(uid).gid(gid);
+        }
+        assert!(
+            command.status().unwrap().success(),
+            "it does not start again"
+        );
     }
 
     pub fn settings(&self, schema: &str, replica: &str) -> Settings {
