@@ -15,7 +15,6 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,
-    clippy::panic,
     unreachable_pub,
     dead_code,
     reason = "a benchmark that cannot go on says so at once; it shares the tests' server"
@@ -111,7 +110,7 @@ async fn measure(events: usize) -> anyhow::Result<()> {
     for order in [Order::Command, Order::Topic] {
         let folder = store::folder();
         let url = format!("sqlite:{}", folder.path().join("runbell.db").display());
-        part("SQLite", order, &url, 1, events, None).await?;
+        part("SQLite", order, &url, 1, events, None)?;
         for replicas in 1..=3 {
             let schema = format!("{}_{replicas}", order.word());
             server
@@ -125,15 +124,14 @@ async fn measure(events: usize) -> anyhow::Result<()> {
                 replicas,
                 events,
                 Some(&server),
-            )
-            .await?;
+            )?;
         }
     }
     println!("\nµs each: CPU for each event, from its append until both deliveries are settled.");
     Ok(())
 }
 
-async fn part(
+fn part(
     name: &str,
     order: Order,
     url: &str,

@@ -1,8 +1,8 @@
 //! What people type: one file per command.
 //!
-//! Commands that look read the store's file, beside a running process or without one. Commands that
-//! change something ask the running process over its admin socket, or do it themselves under the
-//! store's lock when none runs. Exit codes: 0 done, 1 it failed, 2 wrong command line, 78 wrong
+//! Commands that look read the store, beside a running process or without one. Commands that change
+//! something ask the running process over its admin socket, or do it themselves when none runs here:
+//! under the lock of an embedded store, beside the replicas of a shared one. Exit codes: 0 done, 1 it failed, 2 wrong command line, 78 wrong
 //! settings.
 
 use std::path::{Path, PathBuf};
@@ -22,6 +22,7 @@ mod ready;
 mod route;
 mod serve;
 mod sink;
+mod store;
 mod subscription;
 mod verify;
 
@@ -64,6 +65,9 @@ enum Command {
     /// Try a sink
     #[command(subcommand)]
     Sink(sink::Command),
+    /// Copy a store
+    #[command(subcommand)]
+    Store(store::Command),
     /// Look at subscriptions that asked to be confirmed, and confirm them
     #[command(subcommand)]
     Subscription(subscription::Command),
@@ -108,6 +112,7 @@ pub fn run(args: Args) -> ExitCode {
         Command::Event(command) => event::run(&args.config, command),
         Command::Dead(command) => dead::run(&args.config, command),
         Command::Sink(command) => sink::run(&args.config, &command),
+        Command::Store(command) => store::run(&args.config, &command),
         Command::Subscription(command) => subscription::run(&args.config, &command),
         Command::Ready(own) => ready::run(&args.config, &own),
         Command::Completions { shell } => {

@@ -5,7 +5,6 @@
 //! `make chaos` does the same for minutes.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -248,105 +247,134 @@ impl Publisher {
     }
 }
 
-/// Breaks one thing after the other, `rounds` times.
-async fn chaos(count: usize, rounds: usize) {
-    let port = free_port();
-    let server = Server::start(Some(port), true);
-    server.run("public", "CREATE SCHEMA runbell").await;
-    let way = Cuttable::to(port).await;
-    let sns = Sns::start().await;
-    let got = Got::default();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let sink: SocketAddr = listener.local_addr().unwrap();
-    let router = axum::Router::new()
-        .route("/{route}", axum::routing::post(note))
-        .with_state(Arc::clone(&got));
-    let mut tasks = JoinSet::new();
-    tasks.spawn(async { axum::serve(listener, router).await.unwrap() });
-    let http = reqwest::Client::builder().no_proxy().build().unwrap();
-    let direct = server.url("runbell");
-    let cuttable = direct.replace(&format!(":{port}/"), &format!(":{}/", way.port));
-    let mut replicas: Vec<Replica> = (0..count)
-        .map(|number| {
+/// What runs, and what it runs on.
+struct Scene {
+    server: Server,
+    way: Cuttable,
+    http: reqwest::Client,
+    replicas: Vec<Replica>,
+    got: Got,
+    publisher: Arc<Publisher>,
+    _tasks: JoinSet<()>,
+}
+
+impl Scene {
+    async fn start(count: usize) -> Self {
+        let port = free_port();
+        let server = Server::start(Some(port), true);
+        server.run("public", "CREATE SCHEMA runbell").await;
+        let way = Cuttable::to(port).await;
+        let sns = Sns::start().await;
+        let got = Got::default();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let sink = format!("http://{}", listener.local_addr().unwrap());
+        let router = axum::Router::new()
+            .route("/{route}", axum::routing::post(note))
+            .with_state(Arc::clone(&got));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async { axum::serve(listener, router).await.unwrap() });
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let direct = server.url("runbell");
+        let cuttable = direct.replace(&format!(":{port}/"), &format!(":{}/", way.port));
+        let mut replicas = Vec::new();
+        for number in 0..count {
             let database = if number == 0 { &cuttable } else { &direct };
-            Replica::new(
-                &format!("r{number}"),
-                database,
-                &sns,
-                &format!("http://{sink}"),
-            )
-        })
-        .collect();
-    for replica in &mut replicas {
-        replica.start(&http).await;
+            let mut replica = Replica::new(&format!("r{number}"), database, &sns, &sink);
+            replica.start(&http).await;
+            replicas.push(replica);
+        }
+        let publisher = Arc::new(Publisher {
+            sns,
+            http: http.clone(),
+            hooks: replicas.iter().map(|it| it.hook).collect(),
+            posted: AtomicUsize::default(),
+            accepted: AtomicUsize::default(),
+            stop: CancellationToken::new(),
+        });
+        Self {
+            server,
+            way,
+            http,
+            replicas,
+            got,
+            publisher,
+            _tasks: tasks,
+        }
     }
-    let publisher = Publisher {
-        sns,
-        http: http.clone(),
-        hooks: replicas.iter().map(|it| it.hook).collect(),
-        posted: AtomicUsize::default(),
-        accepted: AtomicUsize::default(),
-        stop: CancellationToken::new(),
-    };
-    let breaks = async {
+
+    /// Breaks one thing after the other, and mends it.
+    async fn break_everything(&mut self, round: usize) {
+        let publisher = Arc::clone(&self.publisher);
+        let count = self.replicas.len();
+        publisher.more(200).await;
+        let victim = &mut self.replicas[round % count];
+        victim.kill();
+        publisher.more(200).await;
+        victim.start(&self.http).await;
+        let paused = (round + 1) % count;
+        self.replicas[paused].signal(Signal::STOP);
+        self.is_given_up(paused).await;
+        self.replicas[paused].signal(Signal::CONT);
+        publisher.more(200).await;
+        self.server.crash();
+        publisher.more(200).await;
+        self.way.cut();
+        publisher.more(200).await;
+        self.way.mend();
+    }
+
+    /// Until the others have given a replica up and freed what it held.
+    async fn is_given_up(&self, number: usize) {
+        let silent = format!(
+            "SELECT 1 FROM replica WHERE name = 'r{number}'
+             AND beat_at < (extract(epoch FROM clock_timestamp()) - 10) * 1000000000
+             AND NOT EXISTS (SELECT 1 FROM lane WHERE owner = no)
+             AND no = (SELECT max(no) FROM replica WHERE name = 'r{number}')"
+        );
+        until("its lanes to be freed", async || {
+            let found = self.server.query("runbell", &silent).await;
+            (!found.is_empty()).then_some(())
+        })
+        .await;
+    }
+
+    /// Until nothing waits any more; the books.
+    async fn is_delivered(&self) -> Value {
+        until("everything to be delivered", async || {
+            let tally = self.replicas[0].admin(&self.http, "/api/v1/tally").await?;
+            let tally: Value = serde_json::from_str(&tally).unwrap();
+            let mut sinks = tally["sinks"].as_array().unwrap().iter();
+            sinks.all(|sink| sink["waiting"] == 0).then_some(tally)
+        })
+        .await
+    }
+}
+
+async fn chaos(count: usize, rounds: usize) {
+    let mut scene = Scene::start(count).await;
+    let publisher = Arc::clone(&scene.publisher);
+    tokio::join!(publisher.publish(), async {
         for round in 0..rounds {
-            publisher.more(200).await;
-            let victim = round % count;
-            replicas[victim].kill();
-            publisher.more(200).await;
-            replicas[victim].start(&http).await;
-            // Paused until the others have given it up and taken what it held.
-            let paused = (round + 1) % count;
-            replicas[paused].signal(Signal::STOP);
-            let silent = format!(
-                "SELECT 1 FROM replica WHERE name = 'r{paused}'
-                 AND beat_at < (extract(epoch FROM clock_timestamp()) - 10) * 1000000000
-                 AND NOT EXISTS (SELECT 1 FROM lane WHERE owner = no)
-                 AND no = (SELECT max(no) FROM replica WHERE name = 'r{paused}')"
-            );
-            until("its lanes to be freed", async || {
-                (!server.query("runbell", &silent).await.is_empty()).then_some(())
-            })
-            .await;
-            replicas[paused].signal(Signal::CONT);
-            publisher.more(200).await;
-            server.crash();
-            publisher.more(200).await;
-            way.cut();
-            publisher.more(200).await;
-            way.mend();
+            scene.break_everything(round).await;
         }
         publisher.more(200).await;
         publisher.stop.cancel();
-    };
-    tokio::join!(publisher.publish(), breaks);
-    let tally = until("everything to be delivered", async || {
-        let tally = replicas[0].admin(&http, "/api/v1/tally").await?;
-        let tally: Value = serde_json::from_str(&tally).unwrap();
-        let sinks = tally["sinks"].as_array().unwrap();
-        sinks
-            .iter()
-            .all(|sink| sink["waiting"] == 0)
-            .then_some(tally)
-    })
-    .await;
+    });
+    let tally = scene.is_delivered().await;
     let accepted = publisher.accepted.load(Ordering::Relaxed);
     for sink in tally["sinks"].as_array().unwrap() {
         assert_eq!(sink["owed"], accepted, "{sink}");
         assert_eq!(sink["sent"], accepted, "{sink}");
     }
-    for replica in &replicas {
-        let metrics = replica.admin(&http, "/metrics").await.unwrap();
+    for replica in &scene.replicas {
+        let metrics = replica.admin(&scene.http, "/metrics").await.unwrap();
         assert!(
             metrics.contains("runbell_lanes_rescued_total 0"),
             "{metrics}"
         );
     }
-    let got = got.lock().unwrap();
-    let repeats: Vec<_> = ["topic", "instance"]
-        .iter()
-        .map(|route| check(&got, route, accepted))
-        .collect();
+    let got = scene.got.lock().unwrap();
+    let repeats = ["topic", "instance"].map(|route| check(&got, route, accepted));
     #[expect(
         clippy::print_stderr,
         reason = "a figure for who asks with --nocapture"

@@ -35,6 +35,7 @@ use crate::sns::KnownCertificate;
 
 mod append;
 mod connect;
+mod copy;
 mod digest;
 mod faults;
 mod keeper;
@@ -48,6 +49,7 @@ mod tables;
 mod upkeep;
 
 pub use connect::Settings;
+pub use copy::{Progress, copy};
 use faults::{is_passing, lacks_a_day, no_connection, too_late, translate};
 use keeper::Job;
 pub use keeper::Keeper;
@@ -205,9 +207,13 @@ impl Shared {
             ));
         }
         drop(client);
-        let shared = Self {
+        Ok((Self::over(pool, settings.replica.clone()), is_new))
+    }
+
+    fn over(pool: Pool, name: String) -> Self {
+        Self {
             pool,
-            name: settings.replica.clone(),
+            name,
             replica: 0,
             known: Known::default(),
             latest: AtomicI64::default(),
@@ -216,8 +222,7 @@ impl Shared {
             alive: AtomicI64::new(1),
             unbroken_since: AtomicI64::new(i64::MIN),
             alive_until: AtomicI64::new(i64::MAX),
-        };
-        Ok((shared, is_new))
+        }
     }
 
     /// Does something in one transaction; again when it gets in the way of others.

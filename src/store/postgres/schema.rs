@@ -162,6 +162,14 @@ CREATE TABLE IF NOT EXISTS runbell (version BIGINT NOT NULL, latest BIGINT NOT N
 INSERT INTO runbell SELECT 0, 0 WHERE NOT EXISTS (SELECT 1 FROM runbell);
 ";
 
+/// In place of the version: a copy into these tables is not finished.
+pub(super) const COPYING: i64 = -1;
+
+/// The version of these tables.
+pub(super) fn version() -> i64 {
+    i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX)
+}
+
 /// Makes or upgrades the tables; whether there were none.
 pub(super) async fn migrate(client: &Client) -> Result<bool, StoreError> {
     let is_there = client
@@ -219,7 +227,13 @@ async fn migrate_locked(client: &Client) -> Result<bool, StoreError> {
         .query_one("SELECT version FROM runbell FOR UPDATE", &[])
         .await
         .map_err(translate)?;
-    let version = usize::try_from(row.get::<_, i64>(0)).unwrap_or_default();
+    let version: i64 = row.get(0);
+    if version == COPYING {
+        return Err(unusable(
+            "a copy into this database is not finished: run `runbell store copy` again",
+        ));
+    }
+    let version = usize::try_from(version).unwrap_or_default();
     if version > MIGRATIONS.len() {
         return Err(unusable(
             "this database was upgraded by a newer Runbell: run that one",
@@ -229,9 +243,8 @@ async fn migrate_locked(client: &Client) -> Result<bool, StoreError> {
         client.batch_execute(migration).await.map_err(translate)?;
     }
     if version < MIGRATIONS.len() {
-        let version = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
         client
-            .execute("UPDATE runbell SET version = $1", &[&version])
+            .execute("UPDATE runbell SET version = $1", &[&self::version()])
             .await
             .map_err(translate)?;
     }
@@ -240,10 +253,18 @@ async fn migrate_locked(client: &Client) -> Result<bool, StoreError> {
 
 /// Whether the tables are there and of this version, for who only looks.
 pub(super) async fn is_current(client: &Client) -> Result<bool, StoreError> {
-    let version = client.query_one("SELECT version FROM runbell", &[]).await;
-    match version {
-        Ok(row) => Ok(usize::try_from(row.get::<_, i64>(0)) == Ok(MIGRATIONS.len())),
-        Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => Ok(false),
+    Ok(version_of(client).await? == Some(version()))
+}
+
+/// Whether a copy into these tables is not finished.
+pub(super) async fn is_copying(client: &Client) -> Result<bool, StoreError> {
+    Ok(version_of(client).await? == Some(COPYING))
+}
+
+async fn version_of(client: &Client) -> Result<Option<i64>, StoreError> {
+    match client.query_one("SELECT version FROM runbell", &[]).await {
+        Ok(row) => Ok(Some(row.get(0))),
+        Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => Ok(None),
         Err(error) => Err(translate(error)),
     }
 }

@@ -51,6 +51,15 @@ const RESERVE: u64 = 8 << 20;
 /// How many connections look at the file at once; more are opened and closed again.
 const READERS: usize = 4;
 
+/// Opens the file for a copy into another store, under the lock that keeps everybody else from it.
+pub(super) fn open_to_copy(path: &Path) -> Result<(Connection, std::fs::File), StoreError> {
+    if let Err(error) = std::fs::metadata(path) {
+        return Err(StoreError::Gone(Some(error.into())));
+    }
+    let (connection, lock, _) = schema::open(path)?;
+    Ok((connection, lock))
+}
+
 /// A handle on the store; all clones share one writer.
 #[derive(Clone)]
 pub struct Sqlite {

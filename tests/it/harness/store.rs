@@ -82,7 +82,8 @@ impl TestStore {
         Self::open_schema(self.schema().to_owned()).await
     }
 
-    async fn open_schema(schema: String) -> Self {
+    /// On what is in a schema already.
+    pub async fn open_schema(schema: String) -> Self {
         let (open, opened) = open_postgres(&schema).await;
         Self {
             place: Place::Schema(schema),
@@ -136,6 +137,13 @@ impl TestStore {
             Place::Schema(schema) => open_postgres(schema).await,
         };
         (self.open, self.opened) = (Some(open), opened);
+    }
+
+    /// Starts an embedded store that was stopped.
+    pub fn start_again(&mut self) {
+        let (store, writer, opened) = Sqlite::open(&self.path()).unwrap();
+        self.open = Some(Open::Sqlite(Arc::new(store), write(writer)));
+        self.opened = opened;
     }
 
     /// Ends the writer and leaves what was written.
