@@ -45,8 +45,8 @@ bench: system database
 chaos: system database
 	cargo test --locked --test it replicas::three_replicas_lose_nothing_for_minutes -- --ignored --nocapture
 
-## interop   other people's programs: LocalStack, mail servers, Alertmanager, the vendors' models
-interop: system
+## interop   other people's programs: LocalStack, mail servers, Alertmanager, the vendors' models, HAProxy
+interop: system database
 	tests/interop/run.sh $(ARGS)
 
 ## pictures  draw mails and chats from what was really sent, for docs/pictures.md

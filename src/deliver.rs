@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, later, since};
 use crate::delivery::Outcome;
+use crate::fault::causes;
 use crate::metrics::Metrics;
 use crate::render::{Notice, Template};
 use crate::retry::{self, Verdict};
@@ -452,7 +453,7 @@ impl Worker {
     }
 
     fn complain(&self, what: &str, error: &StoreError) {
-        let error: &dyn std::error::Error = error;
+        let error = causes(error);
         tracing::warn!(sink = &*self.name, error, "{what}");
     }
 }

@@ -17,6 +17,7 @@ use jiff::Timestamp;
 use crate::clock::{Clock, later, since};
 use crate::delivery::{clamped_nanos, from_nanos};
 use crate::event::{EnvelopeKind, Event, Source};
+use crate::fault::causes;
 use crate::health::Readiness;
 use crate::metrics::Metrics;
 use crate::route::Routes;
@@ -271,7 +272,7 @@ impl Receiver {
 
     async fn keep_certificate(&self, known: &sns::KnownCertificate) {
         if let Err(error) = self.store.put_certificate(known.clone()).await {
-            let error: &dyn std::error::Error = &error;
+            let error = causes(&error);
             tracing::warn!(
                 error,
                 url = known.url,
@@ -284,10 +285,9 @@ impl Receiver {
     /// comes again later than what follows it.
     fn store_trouble(&self, error: &StoreError, now: Timestamp) -> Refusal {
         self.gap.open(now);
-        let error: &dyn std::error::Error = error;
         self.readiness.unready("store", error.to_string());
         tracing::error!(
-            error,
+            error = causes(error),
             "a verified notification cannot be kept now; SNS will retry it"
         );
         Refusal {

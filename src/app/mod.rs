@@ -24,7 +24,7 @@ use crate::metrics::Metrics;
 use crate::receive::{Parts, Receiver};
 use crate::render::Template;
 use crate::route::Routes;
-use crate::sink::http::Paces;
+use crate::sink::http::{Paces, Sharers};
 use crate::sink::{Fallback, Sink};
 use crate::sns::{self, Verifier};
 use crate::store::{Store, StoreError};
@@ -97,6 +97,7 @@ pub struct App {
     routes: Arc<ArcSwap<Routes>>,
     receiver: Arc<Receiver>,
     sinks: Vec<OpenSink>,
+    sharers: Sharers,
     tls: Option<Arc<Tls>>,
 }
 
@@ -121,13 +122,15 @@ impl App {
         let metrics = Arc::new(Metrics::new());
         let readiness = Readiness::new();
         let routes = Arc::new(ArcSwap::from_pointee(Routes::new(config.routes.clone())));
-        let mut paces = Paces::default();
+        let sharers = Sharers::default();
+        let (mut shared, mut own) = (Paces::shared_by(sharers.clone()), Paces::default());
         let sinks: Vec<_> = config
             .sinks
             .iter()
             .map(|sink| OpenSink {
                 name: sink.name.clone(),
-                sink: sink.open(&clock, &mut paces),
+                // Where one replica brings all, nobody shares the pace.
+                sink: sink.open(&clock, sink.on.as_ref().map_or(&mut shared, |_| &mut own)),
                 wake: Wake::default(),
                 is_ours: sink
                     .on
@@ -194,6 +197,7 @@ impl App {
             routes,
             receiver: Arc::new(receiver),
             sinks,
+            sharers,
             tls,
         })
     }

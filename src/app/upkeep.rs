@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::{App, Signals};
 use crate::clock::{Clock, later};
 use crate::config::Config;
+use crate::fault::causes;
 use crate::health::Readiness;
 use crate::metrics::Metrics;
 use crate::receive::{ConfirmError, Receiver};
@@ -42,9 +43,10 @@ impl App {
             self.readiness.clone(),
         );
         let keep = self.config.store.retention;
-        let tls = self.tls.clone();
+        let (tls, sharers) = (self.tls.clone(), self.sharers.clone());
         async move {
             loop {
+                sharers.are(store.replicas());
                 let next = later(clock.now(), EVERY);
                 tokio::select! {
                     () = stop.cancelled() => return,
@@ -138,7 +140,7 @@ async fn look_after(
             );
         }
         Err(error) => {
-            let error: &dyn std::error::Error = &error;
+            let error = causes(&error);
             tracing::warn!(error, "the lanes cannot be looked after");
         }
     }
@@ -155,8 +157,8 @@ async fn look_after(
                 }
             }
             Err(error) => {
-                let error: &dyn std::error::Error = &error;
-                readiness.unready("store", error.to_string());
+                let error = causes(&error);
+                readiness.unready("store", error.clone());
                 tracing::warn!(error, "the store cannot be written");
                 return;
             }
@@ -173,7 +175,7 @@ fn renew(tls: &Tls, metrics: &Metrics) -> String {
         }
         Ok(false) => "the certificate is the same".to_owned(),
         Err(error) => {
-            let cause: &dyn std::error::Error = &error;
+            let cause = causes(&error);
             tracing::error!(
                 error = cause,
                 "the new certificate is not served; the old one is"

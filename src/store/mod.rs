@@ -442,6 +442,11 @@ pub trait Store: Send + Sync + 'static {
     /// deliveries in all. A sink that rests is not leased.
     async fn lease(&self, sink: &str, now: Timestamp, limit: usize) -> Result<Leased, StoreError>;
 
+    /// How many replicas share the store, as far as is known.
+    fn replicas(&self) -> u32 {
+        1
+    }
+
     /// Whether what was leased at `leased_at` is still ours at `now`, as far as this replica can know
     /// by itself. One that was paused, or cut off from the others, learns here that it was given up.
     fn holds(&self, leased_at: Timestamp, now: Timestamp) -> bool {

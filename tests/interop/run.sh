@@ -1,11 +1,32 @@
 #!/bin/sh
 # Runbell against other people's programs, all on the loopback; `make interop`. The first argument
 # chooses: `localstack` (a real SNS emulator), `sinks` (mail servers, Alertmanager, the vendors' own
-# models), or nothing for both. Needs a Python of 3.13 or newer, Node.js 20 or newer, npm and openssl.
+# models), `replicas` (HAProxy before two of them), or nothing for all. The first two need a Python of
+# 3.13 or newer, Node.js 20 or newer, npm and openssl.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 home=$root/target/interop
+
+which=${1:-all}
+case $which in all|localstack|sinks|replicas) ;; *)
+  echo "interop: there is \`localstack\`, \`sinks\` and \`replicas\`, no \`$which\`" >&2
+  exit 2
+esac
+
+# Debian's package; its own service is not started.
+haproxy() {
+  if [ -x /usr/sbin/haproxy ]; then return; fi
+  if [ "$(id -u)" -eq 0 ]; then as_root=; else as_root=sudo; fi
+  $as_root env SYSTEMD_OFFLINE=1 DEBIAN_FRONTEND=noninteractive \
+    apt-get install -qy --no-install-recommends haproxy >/dev/null
+}
+
+case $which in all|replicas)
+  haproxy
+  (cd "$root" && cargo test --locked --test it replicas::a_rolling_restart -- --ignored --nocapture)
+esac
+if [ "$which" = replicas ]; then exit 0; fi
 
 python=
 for candidate in ${PYTHON313:-} python3.14 python3.13 python3 "$HOME"/.pyenv/versions/3.1[3-9]*/bin/python; do
@@ -53,19 +74,14 @@ alertmanager() {
 cd "$root"
 cargo build --locked
 binary=$root/target/debug/runbell
-which=${1:-both}
-case $which in both|localstack)
+case $which in all|localstack)
   environment localstack
   "$home/localstack/venv/bin/python" "$here/localstack.py" "$binary" "$home/localstack"
 esac
-case $which in both|sinks)
+case $which in all|sinks)
   environment sinks
   models
   alertmanager
   # aiosmtpd warns of its own settings, at each connection.
   "$home/sinks/venv/bin/python" -W ignore::UserWarning "$here/sinks.py" "$binary" "$home"
-esac
-case $which in both|localstack|sinks) ;; *)
-  echo "interop: there is \`localstack\` and \`sinks\`, no \`$which\`" >&2
-  exit 2
 esac

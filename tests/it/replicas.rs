@@ -20,7 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::app::until;
+use crate::harness::app::{until, until_within};
 use crate::harness::postgres::Server;
 use crate::harness::sns::{Sns, TOPIC};
 use crate::harness::store::folder;
@@ -108,7 +108,7 @@ impl Replica {
         let (hook, admin) = (free_port(), free_port());
         let http = "http = { allow_private = true, timeout = '5s' }";
         let text = format!(
-            "[server]\nlisten = '127.0.0.1:{hook}'\nreplica = '{name}'\ngap_hold = '0s'\n\
+            "[server]\nlisten = '127.0.0.1:{hook}'\nreplica = '{name}'\ngap_hold = '0s'\nleave_after = '1s'\n\
              [admin]\nlisten = '127.0.0.1:{admin}'\nsocket = 'off'\n\
              [store]\nurl = '{database}'\n[[topic]]\narn = '{TOPIC}'\nendpoint = '{}'\n\
              [sink.topic]\ntype = 'webhook'\nurl = {{ env = 'TOPIC_URL' }}\n{http}\n\
@@ -176,7 +176,7 @@ impl Drop for Replica {
         if std::thread::panicking() {
             let log = std::fs::read_to_string(self.path("log")).unwrap_or_default();
             let lines: Vec<&str> = log.lines().collect();
-            for line in &lines[lines.len().saturating_sub(20)..] {
+            for line in &lines[lines.len().saturating_sub(60)..] {
                 #[expect(clippy::print_stderr, reason = "it says why the test failed")]
                 {
                     eprintln!("{line}");
@@ -338,14 +338,18 @@ impl Scene {
         .await;
     }
 
-    /// Until nothing waits any more; the books.
+    /// Until nothing waits any more; the books. One lane, one call after the other, takes its time.
     async fn is_delivered(&self) -> Value {
-        until("everything to be delivered", async || {
-            let tally = self.replicas[0].admin(&self.http, "/api/v1/tally").await?;
-            let tally: Value = serde_json::from_str(&tally).unwrap();
-            let mut sinks = tally["sinks"].as_array().unwrap().iter();
-            sinks.all(|sink| sink["waiting"] == 0).then_some(tally)
-        })
+        until_within(
+            Duration::from_mins(3),
+            "everything to be delivered",
+            async || {
+                let tally = self.replicas[0].admin(&self.http, "/api/v1/tally").await?;
+                let tally: Value = serde_json::from_str(&tally).unwrap();
+                let mut sinks = tally["sinks"].as_array().unwrap().iter();
+                sinks.all(|sink| sink["waiting"] == 0).then_some(tally)
+            },
+        )
         .await
     }
 }
@@ -427,6 +431,137 @@ fn check(got: &[(String, Value)], route: &str, accepted: usize) -> usize {
         *high = at.max(*high);
     }
     times.values().map(|(count, _)| count - 1).sum()
+}
+
+/// A load balancer before the replicas, that asks each whether it is ready.
+struct Balancer {
+    port: u16,
+    process: Child,
+}
+
+impl Balancer {
+    fn start(folder: &Path, replicas: &[Replica]) -> Self {
+        let port = free_port();
+        let servers = replicas.iter().enumerate().map(|(number, it)| {
+            format!(
+                "  server r{number} 127.0.0.1:{} check port {} inter 200ms fall 2 rise 2\n",
+                it.hook, it.admin
+            )
+        });
+        let text = format!(
+            "defaults\n  mode http\n  timeout connect 2s\n  timeout client 75s\n  timeout server 15s\n\
+             frontend sns\n  bind 127.0.0.1:{port}\n  default_backend replicas\n\
+             backend replicas\n  balance roundrobin\n  option httpchk GET /-/ready\n{}",
+            servers.collect::<String>()
+        );
+        let settings = folder.join("haproxy.cfg");
+        std::fs::write(&settings, text).unwrap();
+        let mut command = Command::new("/usr/sbin/haproxy");
+        command
+            .arg("-f")
+            .arg(settings)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let process = command.spawn().expect("HAProxy is not installed");
+        Self { port, process }
+    }
+}
+
+impl Drop for Balancer {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// 500 a second through a real load balancer, each posted once, while one replica after the other is
+/// stopped in order and started again.
+#[tokio::test]
+#[ignore = "it needs HAProxy; `make interop ARGS=replicas`"]
+async fn a_rolling_restart_answers_nobody_with_anything_but_200() {
+    const PACE: Duration = Duration::from_millis(2);
+    const ROUNDS: usize = 3;
+    const SIGNED: usize = 30_000;
+    let mut scene = Scene::start(2).await;
+    let folder = folder();
+    let balancer = Balancer::start(folder.path(), &scene.replicas);
+    let now = Clock::system().now();
+    let mut signed = Vec::with_capacity(SIGNED);
+    for number in 0..SIGNED {
+        let status = ["InProgress", "Success"][number % 2];
+        let (id, instance) = (format!("m-{number}"), format!("i-{}", number / 2));
+        signed.push(scene.publisher.sns.status(&id, &instance, status, now));
+        // The way to the database runs in this thread as well.
+        tokio::task::yield_now().await;
+    }
+    let url = format!("http://127.0.0.1:{}/sns", balancer.port);
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    until("the balancer to find somebody", async || {
+        let answer = http.post(&url).body("{}").send().await.ok()?;
+        (answer.status() != 503).then_some(())
+    })
+    .await;
+    let stop = CancellationToken::new();
+    let mut answers: BTreeMap<String, usize> = BTreeMap::new();
+    let publish = async {
+        let mut pace = tokio::time::interval(PACE);
+        let mut posts = JoinSet::new();
+        for body in signed {
+            pace.tick().await;
+            if stop.is_cancelled() {
+                break;
+            }
+            let post = http.post(&url).body(body);
+            posts.spawn(async move {
+                match post.send().await {
+                    Ok(answer) => answer.status().to_string(),
+                    Err(error) => error.to_string(),
+                }
+            });
+        }
+        for answer in posts.join_all().await {
+            *answers.entry(answer).or_default() += 1;
+        }
+    };
+    let restart = async {
+        for round in 0..ROUNDS * 2 {
+            let replica = &mut scene.replicas[round % 2];
+            replica.signal(Signal::TERM);
+            let mut process = replica.process.take().unwrap();
+            let ended = tokio::task::spawn_blocking(move || process.wait().unwrap()).await;
+            assert!(ended.unwrap().success(), "it did not stop in order");
+            replica.start(&scene.http).await;
+            // As whoever rolls out waits for the balancer to have it back.
+            let _ =
+                tokio::time::timeout(Duration::from_secs(1), std::future::pending::<()>()).await;
+        }
+        stop.cancel();
+    };
+    tokio::join!(publish, restart);
+    #[expect(
+        clippy::print_stderr,
+        reason = "a figure for who asks with --nocapture"
+    )]
+    {
+        eprintln!("{} restarts, answers: {answers:?}", ROUNDS * 2);
+    }
+    let accepted: usize = answers.values().sum();
+    assert_eq!(
+        answers.keys().collect::<Vec<_>>(),
+        ["200 OK"],
+        "{answers:?}"
+    );
+    assert!(accepted > 1000, "{accepted}");
+    let tally = scene.is_delivered().await;
+    for sink in tally["sinks"].as_array().unwrap() {
+        assert_eq!(sink["owed"], accepted, "{sink}");
+        assert_eq!(sink["sent"], accepted, "{sink}");
+    }
+    let got = scene.got.lock().unwrap();
+    assert_eq!(
+        check(&got, "topic", accepted) + check(&got, "instance", accepted),
+        0
+    );
 }
 
 #[tokio::test]

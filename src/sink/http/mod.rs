@@ -27,7 +27,7 @@ mod pace;
 
 pub use answer::{Answer, retry_after};
 pub use connection::{Connection, Settings};
-pub use pace::{Pace, Paces, Rate};
+pub use pace::{Pace, Paces, Rate, Sharers};
 
 /// How much of an answer is read, in bytes.
 const LARGEST_ANSWER: usize = 16 * 1024;

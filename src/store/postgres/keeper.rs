@@ -16,6 +16,7 @@ use super::replicas::{BEAT, BELIEVED_FOR};
 use super::tables::{Street, day_of, first_of_day};
 use super::{Shared, lacks_a_day, too_late, translate};
 use crate::clock::Clock;
+use crate::fault::causes;
 use crate::store::rows::nanos;
 use crate::store::{Append, Appended, StoreError};
 
@@ -73,7 +74,7 @@ impl Keeper {
             })
             .await;
         if let Err(error) = left {
-            let error: &dyn std::error::Error = &error;
+            let error = causes(&error);
             tracing::warn!(
                 error,
                 "the other replicas could not be told that this one ends"
@@ -130,7 +131,7 @@ async fn beats(shared: Arc<Shared>, clock: Clock) {
         if until_look == 0 {
             until_look = LOOK_EVERY;
             if let Err(error) = shared.take_back().await {
-                let error: &dyn std::error::Error = &error;
+                let error = causes(&error);
                 tracing::warn!(error, "the lanes of dead replicas cannot be looked for");
             }
         }
@@ -150,7 +151,7 @@ impl Shared {
 
     /// The database did not answer.
     fn gone(&self, error: &StoreError) {
-        let cause: &dyn std::error::Error = error;
+        let cause = causes(error);
         if !matches!(error, StoreError::Gone(_)) {
             tracing::error!(error = cause, "the database refused");
         } else if !self.is_gone.swap(true, Ordering::Relaxed) {

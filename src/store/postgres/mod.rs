@@ -155,12 +155,6 @@ impl Postgres {
         })
     }
 
-    /// How many replicas are alive, as far as is known.
-    #[must_use]
-    pub fn alive(&self) -> i64 {
-        self.shared.alive.load(Ordering::Relaxed)
-    }
-
     async fn write<T, F>(&self, street: Street, work: F) -> Result<T, StoreError>
     where
         T: Send,
@@ -402,7 +396,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Notices at most once a second whether the database's clock was set back.
+    /// Notices at most once a second whether the database's clock was set back. A little is no matter:
+    /// it may be how long this question waited.
     async fn watch_clock(&self, now: i64) -> Result<(), StoreError> {
         let latest = self.latest.load(Ordering::Relaxed);
         if (now - latest).abs() <= SLACK {
@@ -466,6 +461,10 @@ impl Store for Postgres {
         let mut leased = leased.read();
         leased.in_trouble_since = answer.read().in_trouble_since;
         Ok(leased)
+    }
+
+    fn replicas(&self) -> u32 {
+        u32::try_from(self.shared.alive.load(Ordering::Relaxed)).unwrap_or(1)
     }
 
     fn holds(&self, leased_at: Timestamp, now: Timestamp) -> bool {

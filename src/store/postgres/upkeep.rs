@@ -8,8 +8,11 @@ use super::read::{dead_condition, subscription};
 use super::tables::Tables;
 use crate::delivery::{Outcome, SortKey};
 use crate::sns::KnownCertificate;
-use crate::store::rows::{SLACK, STEP, nanos};
+use crate::store::rows::{STEP, nanos};
 use crate::store::{DeadSelection, EventId, LaneId, Settled, Settlement, Subscription};
+
+/// From where on the clock counts as set back, in nanoseconds: more than a transaction may wait.
+const SET_BACK: i64 = 15_000_000_000;
 
 /// What a step did.
 pub(super) struct Step {
@@ -271,7 +274,7 @@ impl Tables<'_> {
             .query_one("SELECT latest FROM runbell FOR UPDATE", &[])
             .await?;
         let back = row.try_get::<_, i64>(0)?.saturating_sub(now);
-        if back > SLACK {
+        if back > SET_BACK {
             tracing::warn!(seconds = back / 1_000_000_000, "the clock was set back");
             for table in [
                 "UPDATE waiting SET release_at = release_at - $1",

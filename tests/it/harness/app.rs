@@ -246,9 +246,18 @@ fn rand_serial() -> u32 {
 }
 
 /// Waits until `look` finds what it looks for.
-pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+pub async fn until<T>(what: &str, look: impl AsyncFnMut() -> Option<T>) -> T {
+    until_within(Duration::from_secs(30), what, look).await
+}
+
+/// Waits for it no longer than `at_most`.
+pub async fn until_within<T>(
+    at_most: Duration,
+    what: &str,
+    mut look: impl AsyncFnMut() -> Option<T>,
+) -> T {
     let mut again = tokio::time::interval(Duration::from_millis(5));
-    let found = tokio::time::timeout(Duration::from_secs(30), async {
+    let found = tokio::time::timeout(at_most, async {
         loop {
             if let Some(found) = look().await {
                 return found;

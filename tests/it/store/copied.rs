@@ -108,37 +108,7 @@ async fn a_copy_is_the_same_store_and_goes_on_where_it_was_broken_off() {
         old.certificates().await.unwrap()
     );
     for sink in ["s", "own", "digest"] {
-        loop {
-            let (here, there) = tokio::join!(
-                new.lease(sink, at(1000), 100),
-                old.lease(sink, at(1000), 100)
-            );
-            let (here, there) = (here.unwrap().lanes, there.unwrap().lanes);
-            let told = |lanes: &[Lane]| -> Vec<_> {
-                let all = lanes.iter().map(|lane| {
-                    let waiting = lane.waiting.iter().map(|it| {
-                        let id = it.event.message_id.clone();
-                        (id, it.possible_repeat, it.tries, it.thread.clone())
-                    });
-                    (
-                        lane.high.clone(),
-                        lane.digest.clone(),
-                        waiting.collect::<Vec<_>>(),
-                    )
-                });
-                let mut all: Vec<_> = all.collect();
-                all.sort_by(|one, other| one.2.cmp(&other.2));
-                all
-            };
-            assert_eq!(told(&here), told(&there), "{sink}");
-            if here.is_empty() {
-                break;
-            }
-            for (store, lanes) in [(&new, &here), (&old, &there)] {
-                let sent = lanes.iter().map(|lane| settled(lane, &Outcome::Sent, 1000));
-                store.settle(sent.collect()).await.unwrap();
-            }
-        }
+        deliver_side_by_side(sink, &*new, &*old).await;
     }
     // What comes from here on finds its place behind what was there.
     arrives(&*new, event("late", "i-1", "Success", 999), 1001).await;
@@ -157,4 +127,39 @@ async fn a_copy_is_the_same_store_and_goes_on_where_it_was_broken_off() {
         .unwrap();
     assert!(matches!(again, Appended::Known { .. }), "{again:?}");
     assert_sound(&*new).await;
+}
+
+/// Delivers all that waits for a sink, from both, and compares it.
+async fn deliver_side_by_side(sink: &str, new: &dyn Store, old: &dyn Store) {
+    loop {
+        let (here, there) = tokio::join!(
+            new.lease(sink, at(1000), 100),
+            old.lease(sink, at(1000), 100)
+        );
+        let (here, there) = (here.unwrap().lanes, there.unwrap().lanes);
+        let told = |lanes: &[Lane]| -> Vec<_> {
+            let all = lanes.iter().map(|lane| {
+                let waiting = lane.waiting.iter().map(|it| {
+                    let id = it.event.message_id.clone();
+                    (id, it.possible_repeat, it.tries, it.thread.clone())
+                });
+                (
+                    lane.high.clone(),
+                    lane.digest.clone(),
+                    waiting.collect::<Vec<_>>(),
+                )
+            });
+            let mut all: Vec<_> = all.collect();
+            all.sort_by(|one, other| one.2.cmp(&other.2));
+            all
+        };
+        assert_eq!(told(&here), told(&there), "{sink}");
+        if here.is_empty() {
+            break;
+        }
+        for (store, lanes) in [(new, &here), (old, &there)] {
+            let sent = lanes.iter().map(|lane| settled(lane, &Outcome::Sent, 1000));
+            store.settle(sent.collect()).await.unwrap();
+        }
+    }
 }
