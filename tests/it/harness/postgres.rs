@@ -2,6 +2,7 @@
 //! in it, and ended with us, however we end.
 
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -33,7 +34,7 @@ pub struct Server {
     pub folder: PathBuf,
     /// Where it listens: a folder with its socket, or the loopback.
     host: String,
-    port: u16,
+    pub port: u16,
 }
 
 /// One for all tests, since each has a schema of its own.
@@ -116,6 +117,39 @@ impl Server {
         rows.collect()
     }
 
+    /// On a port of the loopback, with files in the folder of its data.
+    pub fn listening(files: &[(&str, &str)]) -> Self {
+        let server = Self::start(Some(free_port()), false);
+        let (uid, gid) = unprivileged();
+        for (name, text) in files {
+            let path = server.folder.join("data").join(name);
+            std::fs::write(&path, text).unwrap();
+            std::os::unix::fs::chown(&path, Some(uid), Some(gid)).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        }
+        server
+    }
+
+    /// Replaces the rules by which it lets anybody in.
+    pub fn allow(&self, rules: &str) {
+        std::fs::write(self.folder.join("data/pg_hba.conf"), rules).unwrap();
+        let mut command = Command::new(programs().join("pg_ctl"));
+        command
+            .arg("-D")
+            .arg(self.folder.join("data"))
+            .arg("reload");
+        self.run_as_owner(command);
+    }
+
+    fn run_as_owner(&self, mut command: Command) {
+        command.current_dir(&self.folder).stdout(Stdio::null());
+        if rustix::process::geteuid().is_root() {
+            let (uid, gid) = unprivileged();
+            command.uid(uid).gid(gid);
+        }
+        assert!(command.status().unwrap().success(), "{command:?}");
+    }
+
     /// Lets it crash, and starts it again.
     pub fn crash(&self) {
         let mut command = Command::new(programs().join("pg_ctl"));
@@ -124,22 +158,18 @@ impl Server {
             .arg(self.folder.join("data"))
             .arg("-l")
             .arg(self.folder.join("log"))
-            .args(["-m", "immediate", "-w", "restart"])
-            .current_dir(&self.folder)
-            .stdout(Stdio::null());
-        if rustix::process::geteuid().is_root() {
-            let (uid, gid) = unprivileged();
-            command.uid(uid).gid(gid);
-        }
-        assert!(
-            command.status().unwrap().success(),
-            "it does not start again"
-        );
+            .args(["-m", "immediate", "-w", "restart"]);
+        self.run_as_owner(command);
     }
 
     pub fn settings(&self, schema: &str, replica: &str) -> Settings {
         Settings::parse(&self.url(schema), None, 8, replica.to_owned()).unwrap()
     }
+}
+
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
 }
 
 /// The one that all tests share.

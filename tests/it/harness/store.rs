@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use runbell::clock::Clock;
-use runbell::store::postgres::{Keeper, Postgres};
+use runbell::store::postgres::{Keeper, Postgres, Settings};
 use runbell::store::sqlite::{Sqlite, Writer};
 use runbell::store::{Opened, Store};
 use tokio::task::JoinSet;
@@ -84,7 +84,13 @@ impl TestStore {
 
     /// On what is in a schema already.
     pub async fn open_schema(schema: String) -> Self {
-        let (open, opened) = open_postgres(&schema).await;
+        let settings = server().settings(&schema, "test");
+        Self::open_with(&settings, schema).await
+    }
+
+    /// On any server.
+    pub async fn open_with(settings: &Settings, schema: String) -> Self {
+        let (open, opened) = open_postgres(settings).await;
         Self {
             place: Place::Schema(schema),
             open: Some(open),
@@ -134,7 +140,7 @@ impl TestStore {
                 let (store, writer, opened) = Sqlite::open(&self.path()).unwrap();
                 (Open::Sqlite(Arc::new(store), write(writer)), opened)
             }
-            Place::Schema(schema) => open_postgres(schema).await,
+            Place::Schema(schema) => open_postgres(&server().settings(schema, "test")).await,
         };
         (self.open, self.opened) = (Some(open), opened);
     }
@@ -169,10 +175,9 @@ fn write(writer: Writer) -> JoinHandle<()> {
         .unwrap()
 }
 
-async fn open_postgres(schema: &str) -> (Open, Opened) {
-    let settings = server().settings(schema, "test");
+async fn open_postgres(settings: &Settings) -> (Open, Opened) {
     let (store, keeper, opened): (Postgres, Keeper, Opened) =
-        Postgres::open(&settings).await.unwrap();
+        Postgres::open(settings).await.unwrap();
     let mut task = JoinSet::new();
     // By hand: the tests say what time it is.
     task.spawn(keeper.run(Clock::by_hand(jiff::Timestamp::UNIX_EPOCH)));

@@ -14,6 +14,7 @@ use secrecy::SecretString;
 use crate::harness::store::{On, TestStore};
 use crate::on_both;
 
+mod away;
 mod copied;
 mod diverted;
 mod faults;
