@@ -103,28 +103,32 @@ async fn measure(events: usize) -> anyhow::Result<()> {
         std::thread::available_parallelism()?
     );
     println!(
-        "{:<38} {:>9} {:>9} {:>12} {:>12}",
-        "", "kept/s", "settled/s", "our µs each", "server's µs"
+        "{:<38} {:>9} {:>9} {:>12} {:>12} {:>9}",
+        "", "kept/s", "settled/s", "our µs each", "server's µs", "KiB each"
     );
     let server = postgres::Server::start(None, true);
     for order in [Order::Command, Order::Topic] {
         let folder = store::folder();
         let url = format!("sqlite:{}", folder.path().join("runbell.db").display());
         part("SQLite", order, &url, 1, events, None)?;
+        println!();
         for replicas in 1..=3 {
             let schema = format!("{}_{replicas}", order.word());
             server
                 .run("public", &format!("CREATE SCHEMA {schema}"))
                 .await;
             let name = format!("PostgreSQL, replicas: {replicas}");
-            part(
-                &name,
-                order,
-                &server.url(&schema),
-                replicas,
-                events,
-                Some(&server),
-            )?;
+            let url = server.url(&schema);
+            part(&name, order, &url, replicas, events, Some(&server))?;
+            let sizes = "SELECT sum(pg_total_relation_size(pg_class.oid))::bigint FROM pg_class
+               JOIN pg_namespace ON pg_namespace.oid = relnamespace
+               WHERE nspname = current_schema() AND relkind = 'r'";
+            let bytes = server.query(&schema, sizes).await;
+            let bytes: f64 = bytes.first().context("no size")?.parse()?;
+            println!(
+                " {:>9.1}",
+                bytes / 1024.0 / f64::from(u32::try_from(events)?)
+            );
         }
     }
     println!("\nµs each: CPU for each event, from its append until both deliveries are settled.");
@@ -184,7 +188,7 @@ fn part(
         child.wait()?;
     }
     let many = f64::from(u32::try_from(events)?);
-    println!(
+    print!(
         "{:<38} {:>9.0} {:>9.0} {:>12.0} {:>12.0}",
         format!("{name}, order {}", order.word()),
         many / kept.as_secs_f64(),

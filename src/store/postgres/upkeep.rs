@@ -34,6 +34,19 @@ struct Grave {
     sort_key: Vec<u8>,
 }
 
+impl Grave {
+    /// The key of its lane.
+    fn lane(&self) -> (i64, i64, &[u8], i64, i64) {
+        (
+            self.kind,
+            self.number,
+            &self.instance,
+            self.route,
+            self.sink,
+        )
+    }
+}
+
 impl Tables<'_> {
     pub(super) async fn retry_dead(
         &mut self,
@@ -42,7 +55,10 @@ impl Tables<'_> {
         after: i64,
         now: Timestamp,
     ) -> Result<Step, Error> {
-        let graves = self.graves(selection, after).await?;
+        let mut graves = self.graves(selection, after).await?;
+        let upto = graves.last().map(|grave| grave.id);
+        // Lanes are locked in the order of their keys.
+        graves.sort_by(|one, other| one.lane().cmp(&other.lane()));
         let mut count = 0;
         for grave in &graves {
             let sink = to.unwrap_or(grave.sink);
@@ -71,10 +87,7 @@ impl Tables<'_> {
             count += 1;
         }
         self.write_tally().await?;
-        Ok(Step {
-            count,
-            upto: graves.last().map(|grave| grave.id),
-        })
+        Ok(Step { count, upto })
     }
 
     pub(super) async fn drop_dead(

@@ -233,3 +233,30 @@ async fn a_nul_in_what_a_publisher_writes_hinders_nothing() {
         Some("\0")
     );
 }
+
+#[tokio::test]
+async fn a_day_of_a_hundred_thousand_events_goes_as_a_whole() {
+    let store = TestStore::open_on(On::Postgres).await;
+    let schema = store.schema().to_owned();
+    let store = store.handle();
+    let id = stored(&*store, event("m-1", "i-1", "Success", 1), Vec::new(), 1).await;
+    let day = id.0 / 10_000_000_000;
+    let fill =
+        "INSERT INTO event SELECT id + number, topic, sns_time + number, message_id, envelope,
+       received_at, command_no, instance, status, event_time, subject, body
+       FROM event, generate_series(1, 100000) AS number";
+    server().run(&schema, fill).await;
+    let young = event("young", "i-1", "Success", 90 * DAY);
+    arrives(&*store, young, 90 * DAY).await;
+    let (mut rounds, keep) = (1, Duration::from_hours(24 * 50));
+    while store.prune(at(100 * DAY), keep).await.unwrap() {
+        rounds += 1;
+    }
+    assert!(rounds < 5, "it went in {rounds} steps");
+    let left = server().query(&schema, "SELECT count(*) FROM event").await;
+    assert_eq!(left, ["1"]);
+    let table = format!(
+        "SELECT to_regclass('event_{day}') IS NULL AND to_regclass('outcome_{day}') IS NULL"
+    );
+    assert_eq!(server().query(&schema, &table).await, ["t"]);
+}
