@@ -237,8 +237,13 @@ impl Tables<'_> {
         .await?;
         let rows = self
             .query(
-                "SELECT command_no, instance, status, event_time, event FROM step
-                 WHERE (command_no, instance) IN (SELECT * FROM unnest($1::bigint[], $2::bytea[]))",
+                "SELECT step.* FROM (SELECT DISTINCT * FROM unnest($1::bigint[], $2::bytea[]))
+                   AS it (command_no, instance)
+                 CROSS JOIN LATERAL (
+                   SELECT command_no, instance, status, event_time, event FROM step
+                   WHERE step.command_no = it.command_no AND step.instance = it.instance
+                   -- So that it is looked up, however little is known of the table yet.
+                   OFFSET 0) AS step",
                 &[&numbers, &instances],
             )
             .await?;

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::StreamExt as _;
@@ -29,6 +30,10 @@ const AT_ONCE: usize = 2;
 
 /// How many beats apart the leases of dead replicas are looked for.
 const LOOK_EVERY: u32 = 2;
+
+/// How often it is seen to that what was settled is cleared away, and from how much on.
+const TIDY: Duration = Duration::from_secs(5);
+const MANY_SETTLED: u64 = 5000;
 
 /// An event that waits to be kept.
 pub(super) struct Job {
@@ -67,6 +72,7 @@ impl Keeper {
         tokio::select! {
             () = self.keep() => {}
             () = beats(Arc::clone(&shared), clock).boxed() => {}
+            () = tidies(Arc::clone(&shared)).boxed() => {}
         }
         let left = shared
             .write(Street::Deliver, |tables| {
@@ -136,6 +142,34 @@ async fn beats(shared: Arc<Shared>, clock: Clock) {
             }
         }
         until_look -= 1;
+    }
+}
+
+/// Has the database clear away what settled deliveries leave behind, for as long as it is polled. By
+/// itself it would look once a minute, and by then every look at a lane would walk over all of it.
+async fn tidies(shared: Arc<Shared>) {
+    let mut look = tokio::time::interval(TIDY);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        look.tick().await;
+        if shared.settled.load(Ordering::Relaxed) < MANY_SETTLED {
+            continue;
+        }
+        shared.settled.store(0, Ordering::Relaxed);
+        let tidied = shared
+            .read(|tables| {
+                async move {
+                    // Another replica may be at it.
+                    let vacuum = "VACUUM (SKIP_LOCKED, TRUNCATE false) waiting, lane";
+                    tables.run(vacuum).await
+                }
+                .boxed()
+            })
+            .await;
+        if let Err(error) = tidied {
+            let error = causes(&error);
+            tracing::debug!(error, "what is gone could not be cleared away");
+        }
     }
 }
 

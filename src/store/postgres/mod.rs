@@ -13,7 +13,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -89,6 +89,8 @@ struct Shared {
     is_gone: AtomicBool,
     /// Up to which day there are partitions.
     days_upto: AtomicI64,
+    /// How many deliveries were settled since it was tidied up.
+    settled: AtomicU64,
     /// How many replicas are alive, as far as is known.
     alive: AtomicI64,
     /// Since when this replica's signs of life have come without a gap.
@@ -213,6 +215,7 @@ impl Shared {
             latest: AtomicI64::default(),
             is_gone: AtomicBool::default(),
             days_upto: AtomicI64::default(),
+            settled: AtomicU64::default(),
             alive: AtomicI64::new(1),
             unbroken_since: AtomicI64::new(i64::MIN),
             alive_until: AtomicI64::new(i64::MAX),
@@ -476,12 +479,15 @@ impl Store for Postgres {
         let results = settlements.iter().flat_map(|it| &it.results);
         let others: Vec<_> = results.filter_map(|it| it.divert_to.as_deref()).collect();
         let names = self.shared.numbers(&others).await?;
+        let many = settlements.iter().map(|it| it.results.len() as u64).sum();
         let work = Arc::new((settlements, names));
         self.write(Street::Deliver, move |tables| {
             let work = Arc::clone(&work);
             async move { tables.settle(&work.0, &work.1).await }.boxed()
         })
-        .await
+        .await?;
+        self.shared.settled.fetch_add(many, Ordering::Relaxed);
+        Ok(())
     }
 
     async fn settle_and_lease(

@@ -85,8 +85,11 @@ impl Tables<'_> {
 
     /// Leaves: what is still leased is free for the others at once.
     pub(super) async fn leave(&self) -> Result<(), Error> {
-        self.execute("DELETE FROM replica WHERE no = $1", &[&self.replica])
-            .await?;
+        self.execute(
+            "UPDATE replica SET beat_at = 0 WHERE no = $1",
+            &[&self.replica],
+        )
+        .await?;
         Ok(())
     }
 
@@ -95,17 +98,24 @@ impl Tables<'_> {
     /// again, and may have arrived already. So the watermark is raised as if it had, for whatever
     /// comes below it; for itself what counts is how high it was before.
     pub(super) async fn take_back(&self) -> Result<(usize, u64), Error> {
+        let dead = self
+            .query(
+                concat!("SELECT no FROM replica WHERE beat_at <= ", now!(), " - $1"),
+                &[&nanos_of(DEAD_AFTER)],
+            )
+            .await?;
+        let dead: Vec<i64> = dead
+            .iter()
+            .map(|row| row.try_get(0))
+            .collect::<Result<_, _>>()?;
+        if dead.is_empty() {
+            return Ok((0, 0));
+        }
         let lanes = self
             .query(
-                concat!(
-                    "SELECT id, leased_upto FROM lane WHERE owner IS NOT NULL AND owner NOT IN (
-                       SELECT no FROM replica WHERE beat_at > ",
-                    now!(),
-                    " - $1)
-                     ORDER BY kind, number, instance, route, sink LIMIT $2
-                     FOR UPDATE SKIP LOCKED"
-                ),
-                &[&nanos_of(DEAD_AFTER), &STEP],
+                "SELECT id, leased_upto FROM lane WHERE owner = ANY($1)
+                 ORDER BY kind, number, instance, route, sink LIMIT $2 FOR UPDATE SKIP LOCKED",
+                &[&dead, &STEP],
             )
             .await?;
         if lanes.is_empty() {
@@ -145,7 +155,7 @@ impl Tables<'_> {
                     "DELETE FROM replica WHERE beat_at < ",
                     now!(),
                     " - $1
-                     AND no NOT IN (SELECT owner FROM lane WHERE owner IS NOT NULL) RETURNING no"
+                     AND NOT EXISTS (SELECT 1 FROM lane WHERE owner = replica.no) RETURNING no"
                 ),
                 &[&(nanos_of(DEAD_AFTER) * 10)],
             )

@@ -87,16 +87,15 @@ pub(super) struct Tables<'c> {
 pub(super) type Params<'p> = &'p [&'p (dyn ToSql + Sync)];
 
 /// When the first of what waits in a lane may go, in SQL; none when nothing waits. What goes alone
-/// does not heed the lane's own `not_before`.
+/// does not heed the lane's own `not_before`. Two looks at the ends of an index, however much waits.
 macro_rules! earliest_release {
     ($not_before:literal) => {
         concat!(
-            "(SELECT min(first) FROM (SELECT GREATEST(",
+            "LEAST((SELECT GREATEST(",
             $not_before,
-            ", min(release_at)) AS first FROM waiting
-              WHERE waiting.lane = lane.id AND NOT alone HAVING count(*) > 0
-              UNION ALL SELECT min(release_at) FROM waiting
-              WHERE waiting.lane = lane.id AND alone) AS releases)"
+            ", first) FROM (SELECT min(release_at) AS first FROM waiting
+                WHERE waiting.lane = lane.id AND NOT alone) AS in_turn WHERE first IS NOT NULL),
+              (SELECT min(release_at) FROM waiting WHERE waiting.lane = lane.id AND alone))"
         )
     };
 }
