@@ -47,6 +47,7 @@ impl App {
         async move {
             loop {
                 sharers.are(store.replicas());
+                metrics.replicas(store.replicas());
                 let next = later(clock.now(), EVERY);
                 tokio::select! {
                     () = stop.cancelled() => return,

@@ -35,6 +35,8 @@ async fn serve(config: Config, path: PathBuf) -> Result<(), Stop> {
         address = %listeners.hook_address()?,
         path = config.server.hook.path,
         tls = config.server.hook.tls.is_some(),
+        store = config.store.engine.place(),
+        replica = config.server.replica,
         topics = config.topics.len(),
         sinks = config.sinks.len(),
         routes = config.routes.len(),

@@ -45,7 +45,8 @@ pub(super) fn run(config: &Path, command: &Command) -> Result<(), Stop> {
             bar.set_length(progress.of);
             bar.set_position(progress.rows);
         };
-        Ok(postgres::copy(Path::new(from), &to, tell).await?)
+        let copied = postgres::copy(Path::new(from), &to, tell).await;
+        Ok(copied.with_context(|| format!("cannot copy {from} into {}", to.place()))?)
     });
     bar.finish_and_clear();
     let rows = copied?

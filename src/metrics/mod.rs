@@ -42,6 +42,7 @@ pub struct Metrics {
     answers: Family<Code, Counter>,
     connections: Family<Listener, Gauge>,
     cut: Family<ListenerReason, Counter>,
+    replicas: Gauge,
     reload_successful: Gauge,
     reload_at: Gauge,
     certificate_expires: Gauge,
@@ -137,6 +138,7 @@ impl Metrics {
             answers: Family::default(),
             connections: Family::default(),
             cut: Family::default(),
+            replicas: Gauge::default(),
             reload_successful: Gauge::default(),
             reload_at: Gauge::default(),
             certificate_expires: Gauge::default(),
@@ -210,6 +212,11 @@ impl Metrics {
         self.delay
             .get_or_create(&Sink { sink })
             .observe(after.as_secs_f64());
+    }
+
+    /// So many replicas share the store.
+    pub fn replicas(&self, many: u32) {
+        self.replicas.set(i64::from(many));
     }
 
     /// The sweep repaired so many lanes.
@@ -372,6 +379,11 @@ impl Metrics {
             "runbell_connections_cut",
             "Connections ended from this side",
             self.cut.clone(),
+        );
+        to.register(
+            "runbell_replicas",
+            "Replicas that share the store and are alive",
+            self.replicas.clone(),
         );
         to.register(
             "runbell_config_last_reload_successful",

@@ -175,6 +175,12 @@ mod tests {
         assert_eq!(pace.take(at(0)), at(2));
         assert_eq!(pace.take(at(0)), at(4));
         sharers.are(1);
-        assert_eq!(pace.take(at(100)), at(97), "alone it has the whole of it");
+        for _ in 0..4 {
+            assert!(
+                pace.take(at(100)) <= at(100),
+                "alone it has the whole of it"
+            );
+        }
+        assert_eq!(pace.take(at(100)), at(101));
     }
 }
