@@ -13,9 +13,10 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 
 use super::append::Numbered;
+use super::faults::{lacks_a_day, too_late, translate};
 use super::replicas::{BEAT, BELIEVED_FOR};
+use super::shared::Shared;
 use super::tables::{Street, day_of, first_of_day};
-use super::{Shared, lacks_a_day, too_late, translate};
 use crate::clock::Clock;
 use crate::fault::causes;
 use crate::store::rows::nanos;
