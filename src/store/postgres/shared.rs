@@ -137,11 +137,7 @@ impl Shared {
             .unwrap_or_else(|_| Err(too_late()))
     }
 
-    async fn attempt<T, F>(
-        &self,
-        street: Street,
-        work: &F,
-    ) -> Result<Result<T, Error>, StoreError>
+    async fn attempt<T, F>(&self, street: Street, work: &F) -> Result<Result<T, Error>, StoreError>
     where
         F: for<'t, 'c> Fn(&'t mut Tables<'c>) -> BoxFuture<'t, Result<T, Error>> + Send + Sync,
     {

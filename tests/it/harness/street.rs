@@ -20,7 +20,7 @@ use runbell::sink::{Capacity, Sink};
 use runbell::store::Append;
 use runbell::wake::Wake;
 
-use super::store::TestStore;
+use super::store::{On, TestStore};
 
 /// A notification on its way here.
 #[derive(Clone, Debug)]
@@ -108,9 +108,9 @@ pub struct Street {
 
 impl Street {
     /// A street with one route of this `order` and `hold`.
-    pub fn open(order: &str, hold: &str) -> Self {
+    pub async fn open(on: On, order: &str, hold: &str) -> Self {
         let clock = Clock::by_hand("2026-11-23T10:00:10Z".parse().unwrap());
-        let store = TestStore::open();
+        let store = TestStore::open_on(on).await;
         let text = format!("name = \"r\"\nto = [\"s\"]\norder = \"{order}\"\nhold = \"{hold}\"");
         let route = toml::from_str::<runbell::route::Settings>(&text)
             .unwrap()

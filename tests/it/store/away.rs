@@ -121,10 +121,11 @@ async fn a_connection_is_as_trusted_as_its_settings_ask() {
     let folder = crate::harness::store::folder();
     crate::harness::app::write_certificate(folder.path(), "localhost");
     let certificate = std::fs::read_to_string(folder.path().join("tls.crt")).unwrap();
-    let key = std::fs::read_to_string(folder.path().join("tls.key")).unwrap();
-    let server = Server::listening(&[("server.crt", &certificate), ("server.key", &key)]);
+    let private_key = std::fs::read_to_string(folder.path().join("tls.key")).unwrap();
+    let server = Server::listening(&[("server.crt", &certificate), ("server.key", &private_key)]);
     for statement in [
         "CREATE SCHEMA tls",
+        "ALTER SYSTEM SET ssl_ca_file = 'server.crt'",
         "ALTER SYSTEM SET ssl = on",
         "SELECT pg_reload_conf()",
         "ALTER USER runbell PASSWORD 'p4ssw0rd'",
@@ -176,6 +177,23 @@ async fn a_connection_is_as_trusted_as_its_settings_ask() {
     assert!(wrong.contains("password authentication failed"), "{wrong}");
     let missing = open("localhost", &full, None).await.unwrap_err();
     assert!(missing.contains("password missing"), "{missing}");
+    let key = folder.path().join("client.key").display().to_string();
+    std::fs::write(&key, &private_key).unwrap();
+    server.allow("hostssl all all 127.0.0.1/32 trust clientcert=verify-ca\nlocal all all trust\n");
+    until("strangers to be refused", async || {
+        let refused = open("localhost", &full, None).await.err()?;
+        refused.contains("valid client certificate").then_some(())
+    })
+    .await;
+    let known = format!("{full}&sslcert={root}&sslkey={key}");
+    open("localhost", &known, None).await.unwrap();
+    let mixed = open(
+        "localhost",
+        &format!("{full}&sslcert={stranger}&sslkey={key}"),
+        None,
+    )
+    .await;
+    assert!(mixed.unwrap_err().contains("`sslkey`"));
     let file = open("localhost", "sslmode=verify-full&sslrootcert=/none", right).await;
     assert!(
         file.unwrap_err()
