@@ -25,6 +25,9 @@ use crate::harness::postgres::Server;
 use crate::harness::sns::{Sns, TOPIC};
 use crate::harness::store::folder;
 
+/// How long anything may take on a machine that is busy with other tests as well.
+const LONG: Duration = Duration::from_mins(3);
+
 /// How long one post may take before the next replica is asked, as a load balancer does.
 const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -143,7 +146,7 @@ impl Replica {
             .stdout(Stdio::null())
             .spawn();
         self.process = Some(process.unwrap());
-        until("a replica to start", async || {
+        until_within(LONG, "a replica to start", async || {
             self.admin(http, "/-/healthy").await.map(drop)
         })
         .await;
@@ -240,7 +243,7 @@ impl Publisher {
 
     async fn more(&self, count: usize) {
         let goal = self.accepted.load(Ordering::Relaxed) + count;
-        until(&format!("{count} more to be accepted"), async || {
+        until_within(LONG, &format!("{count} more to be accepted"), async || {
             (self.accepted.load(Ordering::Relaxed) >= goal).then_some(())
         })
         .await;
@@ -331,7 +334,7 @@ impl Scene {
              AND NOT EXISTS (SELECT 1 FROM lane WHERE owner = no)
              AND no = (SELECT max(no) FROM replica WHERE name = 'r{number}')"
         );
-        until("its lanes to be freed", async || {
+        until_within(LONG, "its lanes to be freed", async || {
             let found = self.server.query("runbell", &silent).await;
             (!found.is_empty()).then_some(())
         })
