@@ -170,8 +170,8 @@ impl Settings {
         format!("{database} on {}", hosts.join(", "))
     }
 
-    /// The connections, none of them open yet.
-    pub(super) fn pool(&self) -> Result<Pool, StoreError> {
+    /// So many connections, none of them open yet.
+    pub(super) fn pool(&self, size: usize) -> Result<Pool, StoreError> {
         let manager = Manager::from_config(
             self.config.clone(),
             self.tls()?,
@@ -181,7 +181,7 @@ impl Settings {
         );
         let hosts = u32::try_from(self.config.get_hosts().len()).unwrap_or(1);
         Pool::builder(manager)
-            .max_size(self.connections)
+            .max_size(size)
             .runtime(Runtime::Tokio1)
             .wait_timeout(Some(WAIT))
             .create_timeout(Some(CONNECT * hosts.max(1) + WAIT))

@@ -218,13 +218,17 @@ async fn begin(shared: &Shared) -> Result<(), StoreError> {
 
 impl Shared {
     async fn connect_to_copy(to: &Settings) -> Result<Self, StoreError> {
-        let pool = to.pool()?;
-        let client = pool.get().await.map_err(super::faults::no_connection)?;
+        let shared = Self::over(to)?;
+        let client = shared
+            .pool
+            .get()
+            .await
+            .map_err(super::faults::no_connection)?;
         if !schema::is_copying(&client).await? {
             schema::migrate(&client).await?;
         }
         drop(client);
-        Ok(Self::over(pool, to.replica.clone()))
+        Ok(shared)
     }
 
     /// Up to which key a table is copied.

@@ -76,7 +76,7 @@ impl Keeper {
             () = tidies(Arc::clone(&shared)).boxed() => {}
         }
         let left = shared
-            .write(Street::Deliver, |tables| {
+            .write(Street::Upkeep, |tables| {
                 async move { tables.leave().await }.boxed()
             })
             .await;
@@ -117,7 +117,7 @@ async fn beats(shared: Arc<Shared>, clock: Clock) {
     loop {
         beat.tick().await;
         let alive = shared
-            .write(Street::Deliver, |tables| {
+            .write(Street::Upkeep, |tables| {
                 async move { tables.beat().await }.boxed()
             })
             .await;

@@ -32,6 +32,8 @@ const TRIES: u32 = 5;
 /// What the handles and the keeper share.
 pub(super) struct Shared {
     pub(super) pool: Pool,
+    /// One connection for signs of life: whoever has none to spare must not seem dead.
+    vital: Pool,
     pub(super) name: String,
     pub(super) replica: i64,
     pub(super) known: Known,
@@ -73,8 +75,8 @@ impl Shared {
         settings: &Settings,
         may_change: bool,
     ) -> Result<(Self, bool), StoreError> {
-        let pool = settings.pool()?;
-        let client = pool.get().await.map_err(no_connection)?;
+        let shared = Self::over(settings)?;
+        let client = shared.pool.get().await.map_err(no_connection)?;
         let mut is_new = false;
         if may_change {
             is_new = schema::migrate(&client).await?;
@@ -84,13 +86,15 @@ impl Shared {
             ));
         }
         drop(client);
-        Ok((Self::over(pool, settings.replica.clone()), is_new))
+        Ok((shared, is_new))
     }
 
-    pub(super) fn over(pool: Pool, name: String) -> Self {
-        Self {
-            pool,
-            name,
+    /// Not connected yet.
+    pub(super) fn over(settings: &Settings) -> Result<Self, StoreError> {
+        Ok(Self {
+            pool: settings.pool(settings.connections)?,
+            vital: settings.pool(1)?,
+            name: settings.replica.clone(),
             replica: 0,
             known: Known::default(),
             latest: AtomicI64::default(),
@@ -100,7 +104,7 @@ impl Shared {
             alive: AtomicI64::new(1),
             unbroken_since: AtomicI64::new(i64::MIN),
             alive_until: AtomicI64::new(i64::MAX),
-        }
+        })
     }
 
     /// Does something in one transaction; again when it gets in the way of others.
@@ -141,7 +145,7 @@ impl Shared {
     where
         F: for<'t, 'c> Fn(&'t mut Tables<'c>) -> BoxFuture<'t, Result<T, Error>> + Send + Sync,
     {
-        let mut session = self.session().await?;
+        let mut session = self.session(street).await?;
         let Some(client) = session.object.as_deref() else {
             return Err(StoreError::Gone(None));
         };
@@ -175,7 +179,7 @@ impl Shared {
         F: for<'t, 'c> Fn(&'t mut Tables<'c>) -> BoxFuture<'t, Result<T, Error>> + Send + Sync,
     {
         let read = async {
-            let mut session = self.session().await?;
+            let mut session = self.session(Street::Deliver).await?;
             let Some(client) = session.object.as_deref() else {
                 return Err(StoreError::Gone(None));
             };
@@ -194,8 +198,12 @@ impl Shared {
             .unwrap_or_else(|_| Err(too_late()))
     }
 
-    async fn session(&self) -> Result<Session, StoreError> {
-        let object = self.pool.get().await.map_err(no_connection)?;
+    async fn session(&self, street: Street) -> Result<Session, StoreError> {
+        let pool = match street {
+            Street::Receive | Street::Deliver => &self.pool,
+            Street::Upkeep => &self.vital,
+        };
+        let object = pool.get().await.map_err(no_connection)?;
         Ok(Session {
             object: Some(object),
             is_clean: false,
@@ -253,7 +261,7 @@ impl Shared {
         let mut all = 0;
         loop {
             let (lanes, marked) = self
-                .write(Street::Deliver, |tables| {
+                .write(Street::Upkeep, |tables| {
                     async move { tables.take_back().await }.boxed()
                 })
                 .await?;

@@ -67,11 +67,13 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Which of a replica's transactions writes: those of one street do not wait for the other's books.
-#[derive(Clone, Copy, Debug)]
+/// Which of a replica's transactions writes: those of one street do not wait for the other's books, and
+/// signs of life for neither.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Street {
     Receive = 0,
     Deliver = 1,
+    Upkeep = 2,
 }
 
 /// The tables within one transaction.
