@@ -45,6 +45,7 @@ impl Wake {
             let earliest = *announced.borrow_and_update();
             let next = due.map_or(earliest, |due| due.min(earliest));
             tokio::select! {
+                biased;
                 () = clock.sleep_until(next) => return,
                 changed = announced.changed() => if changed.is_err() { return },
             }
