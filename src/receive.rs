@@ -1,4 +1,4 @@
-//! The receive street: bytes in, an answer out, and in between everything that makes the answer
+//! The receive path: bytes in, an answer out, and in between everything that makes the answer
 //! true.
 //!
 //! `web::hook` calls it for each request. A notification is verified, read, asked what it owes and
@@ -23,7 +23,7 @@ use crate::metrics::Metrics;
 use crate::route::Routes;
 use crate::sns::verify::{Freshness, freshness};
 use crate::sns::{self, Answer, MessageType, Refusal, TopicArn, TopicSettings, Verified, Verifier};
-use crate::store::{Append, Appended, Store, StoreError};
+use crate::store::{Append, Appended, Intake, StoreError};
 use crate::wake::Wake;
 
 mod refused;
@@ -41,10 +41,11 @@ pub struct Receiver {
     verifier: Verifier,
     topics: HashMap<String, TopicSettings>,
     http: sns::Http,
-    store: Arc<dyn Store>,
+    store: Arc<dyn Intake>,
     routes: Arc<ArcSwap<Routes>>,
     wakes: HashMap<String, Wake>,
     clock: Clock,
+    time: Clock,
     metrics: Arc<Metrics>,
     readiness: Readiness,
     refused: Mutex<Ring>,
@@ -62,13 +63,15 @@ pub struct Parts {
     /// Makes the call that confirms a subscription.
     pub http: sns::Http,
     /// Keeps what is proved.
-    pub store: Arc<dyn Store>,
+    pub store: Arc<dyn Intake>,
     /// Says what an event owes.
     pub routes: Arc<ArcSwap<Routes>>,
     /// Rings the worker of each sink.
     pub wakes: HashMap<String, Wake>,
-    /// What time it is.
+    /// What time it is for people.
     pub clock: Clock,
+    /// The store's logical time, from which holds are counted.
+    pub time: Clock,
     /// Where it counts.
     pub metrics: Arc<Metrics>,
     /// Where it says that it cannot.
@@ -132,6 +135,7 @@ impl Receiver {
             routes: parts.routes,
             wakes: parts.wakes,
             clock: parts.clock,
+            time: parts.time,
             metrics: parts.metrics,
             readiness: parts.readiness,
             refused: Mutex::default(),
@@ -195,6 +199,9 @@ impl Receiver {
             event,
             owed,
             received_at: now,
+            now: self.time.now(),
+            trust: Arc::clone(verified.trust()),
+            proof: Some(verified.proof().clone()),
         };
         let appended = self.store.append(append).await;
         self.metrics.appended_in(since(now, self.clock.now()));
@@ -302,7 +309,7 @@ impl Receiver {
         let now = self.clock.now();
         let topic = refusal.topic.as_ref().map(TopicArn::as_str);
         self.metrics.received(topic, refusal.word);
-        // Anybody can cause this line, as often as he likes.
+        // Anybody can cause this line, as often as they like.
         if topic.is_some() && self.complaints.allow(now) {
             tracing::warn!(topic, word = refusal.word, "refused: {}", refusal.sentence);
         } else {

@@ -6,6 +6,7 @@ use super::document::Document;
 use super::file::{AdminFile, LogFile, ServerFile, StoreFile};
 use super::{Config, LogSettings, Surroundings};
 use crate::route::Route;
+use crate::sink::Configured;
 use crate::sns::verify::OLDEST;
 use crate::store::{self, Engine, postgres};
 
@@ -26,7 +27,8 @@ pub(super) fn config(document: &mut Document, around: &Surroundings<'_>) -> Opti
     let sinks = streets::sinks(document, around, &replica);
     let routes = streets::routes(document, &topics, &sinks);
     let store = document.section::<StoreFile>("store");
-    let store = store.and_then(|file| store_of(document, around, &file, &replica, &routes));
+    let store =
+        store.and_then(|file| store_of(document, around, &file, &replica, (&sinks, &routes)));
     if let Some(store) = &store {
         shared::replicas(document, &sinks, store, &replica);
     }
@@ -51,6 +53,7 @@ pub(super) fn config(document: &mut Document, around: &Surroundings<'_>) -> Opti
         sinks,
         routes,
         log: log?,
+        generation: document.generation(),
     })
 }
 
@@ -59,7 +62,7 @@ fn store_of(
     around: &Surroundings<'_>,
     file: &StoreFile,
     replica: &str,
-    routes: &[Route],
+    (sinks, routes): (&[Configured], &[Route]),
 ) -> Option<store::Settings> {
     let longest = routes.iter().map(|route| route.hold).max();
     let least = OLDEST + longest.unwrap_or_default();
@@ -128,7 +131,21 @@ fn store_of(
     Some(store::Settings {
         engine,
         retention: file.retention.0,
+        terms: terms(sinks, routes),
     })
+}
+
+/// The bounds of waiting that sinks and routes ask for.
+fn terms(sinks: &[Configured], routes: &[Route]) -> store::Terms {
+    let timeouts = sinks.iter().map(Configured::timeout);
+    let waits = routes.iter().flat_map(|route| {
+        let every = route.digest.as_ref().map(|digest| digest.every);
+        [Some(route.hold), every]
+    });
+    store::Terms::new(
+        timeouts.max().unwrap_or_default(),
+        waits.flatten().max().unwrap_or_default(),
+    )
 }
 
 fn log_of(document: &mut Document, file: LogFile) -> Option<LogSettings> {

@@ -9,8 +9,9 @@ use toml::Value;
 use toml_edit::Item;
 
 use super::read::{Wrong, read};
-use super::{Config, Diagnostic, Faults};
+use super::{Config, Diagnostic, Faults, generation};
 use crate::fault::{Fault, meant};
+use crate::store::Generation;
 
 /// A file, what was taken out of it, and what was found wrong.
 pub(super) struct Document {
@@ -51,6 +52,11 @@ impl Document {
             Some(config) if self.faults.is_empty() => Ok((config, self.warnings)),
             _ => Err(Faults::new(self.faults)),
         }
+    }
+
+    /// All that is written, canonical and without secrets.
+    pub(super) fn generation(&self) -> Generation {
+        generation::of(&self.values)
     }
 
     /// The keys at the top, which must be among `known`.

@@ -17,6 +17,7 @@ mod check;
 pub mod diagnostics;
 mod document;
 mod file;
+mod generation;
 mod read;
 mod secret;
 
@@ -39,6 +40,8 @@ pub struct Config {
     pub routes: Vec<Route>,
     /// The log.
     pub log: LogSettings,
+    /// These settings as they are kept beside the events that they judged: without secrets.
+    pub generation: store::Generation,
 }
 
 /// What belongs to receiving.

@@ -11,6 +11,11 @@ use toml::Value;
 use super::Surroundings;
 use crate::secret::NOT_HERE;
 
+/// The keys of sinks behind which secrets are; anywhere else a table is what it says.
+pub(super) const SECRETS: [&str; 7] = [
+    "url", "key", "token", "topic", "password", "secrets", "headers",
+];
+
 /// Where a secret lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Secret {

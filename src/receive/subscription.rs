@@ -45,11 +45,8 @@ impl Receiver {
     /// # Errors
     /// When there is none of that number, or AWS does not take the confirmation.
     pub async fn confirm(&self, id: i64) -> Result<(), ConfirmError> {
-        let subscriptions = self.store.subscriptions().await?;
-        let subscription = subscriptions
-            .into_iter()
-            .find(|one| one.id == id)
-            .ok_or(ConfirmError::Unknown)?;
+        let subscription = self.store.subscription(id).await?;
+        let subscription = subscription.ok_or(ConfirmError::Unknown)?;
         let topic = self
             .topics
             .get(&subscription.topic)

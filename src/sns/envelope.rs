@@ -12,10 +12,12 @@ use base64::prelude::BASE64_STANDARD;
 use jiff::Timestamp;
 
 use super::TopicArn;
+use super::proof::{Signed, canonical};
 
 mod fields;
 
-use fields::{Key, Raw};
+pub(super) use fields::Key;
+use fields::Raw;
 
 /// What an envelope says it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,6 +51,16 @@ pub(super) enum Version {
     Two,
 }
 
+impl Version {
+    /// The number on the wire.
+    pub(super) const fn number(self) -> u8 {
+        match self {
+            Self::One => 1,
+            Self::Two => 2,
+        }
+    }
+}
+
 /// An envelope whose every field has the form that SNS gives it.
 #[derive(Debug)]
 pub(super) struct Envelope<'a> {
@@ -56,7 +68,7 @@ pub(super) struct Envelope<'a> {
     pub(super) message: Cow<'a, str>,
     pub(super) message_id: Cow<'a, str>,
     pub(super) topic: TopicArn,
-    timestamp: Cow<'a, str>,
+    pub(super) timestamp: Cow<'a, str>,
     pub(super) sent_at: Timestamp,
     pub(super) subject: Option<Cow<'a, str>>,
     subscribe_url: Option<Cow<'a, str>>,
@@ -180,28 +192,24 @@ impl<'a> Envelope<'a> {
         })
     }
 
-    /// What AWS signed. Source: AWS's page on verifying the signatures of SNS messages.
-    pub(super) fn string_to_sign(&self) -> String {
-        let pairs: [(Key, Option<&str>); 8] = [
-            (Key::Message, Some(&self.message)),
-            (Key::MessageId, Some(&self.message_id)),
-            (Key::Subject, self.subject.as_deref()),
-            (Key::SubscribeUrl, self.subscribe_url.as_deref()),
-            (Key::Timestamp, Some(&self.timestamp)),
-            (Key::Token, self.token.as_deref()),
-            (Key::TopicArn, Some(self.topic.as_str())),
-            (Key::Type, Some(self.message_type.as_str())),
-        ];
-        let mut text = String::with_capacity(self.message.len() + 512);
-        for (key, value) in pairs {
-            if let Some(value) = value {
-                text.push_str(key.name());
-                text.push('\n');
-                text.push_str(value);
-                text.push('\n');
-            }
+    /// The fields that may be signed, Timestamp to the letter.
+    pub(super) fn signed(&self) -> Signed<'_> {
+        Signed {
+            message_type: self.message_type,
+            topic: self.topic.as_str(),
+            message_id: &self.message_id,
+            subject: self.subject.as_deref(),
+            message: &self.message,
+            sent_at: self.sent_at,
+            timestamp: Some(&self.timestamp),
+            token: self.token.as_deref(),
+            subscribe_url: self.subscribe_url.as_deref(),
         }
-        text
+    }
+
+    /// The literal Timestamp, where it is not the one that SNS itself writes for its moment.
+    pub(super) fn odd_timestamp(&self) -> Option<&str> {
+        Some(&*self.timestamp).filter(|text| *text != canonical(self.sent_at))
     }
 }
 
@@ -224,21 +232,49 @@ pub(super) fn shown(text: &str) -> String {
     format!("{piece:?}")
 }
 
-/// `2012-05-02T00:54:06.655Z`, and nothing else that a lenient reader would take.
+/// Why a Timestamp is refused.
+pub(super) fn odd(timestamp: &str) -> String {
+    format!("Timestamp {} is not as SNS writes it", shown(timestamp))
+}
+
+/// Whether a Timestamp looks like `2012-05-02T00:54:06.655Z`: the only form of SNS itself.
+pub(super) fn is_snss(timestamp: &str) -> bool {
+    timestamp.len() == 24 && is_moment(timestamp)
+}
+
+/// RFC 3339 in capitals with up to nine digits of a second, and nothing else that a lenient reader
+/// would take. Services compatible with SNS write whole seconds, nanoseconds and offsets.
+fn is_moment(text: &str) -> bool {
+    let has_form = |text: &str, form: &str| {
+        text.len() == form.len()
+            && text
+                .bytes()
+                .zip(form.bytes())
+                .all(|(byte, form)| match form {
+                    b'0' => byte.is_ascii_digit(),
+                    other => byte == other,
+                })
+    };
+    let Some((second, rest)) = text.split_at_checked(19) else {
+        return false;
+    };
+    let offset = match rest.strip_prefix('.') {
+        None => rest,
+        Some(rest) => {
+            let offset = rest.trim_start_matches(|it: char| it.is_ascii_digit());
+            if !(1..=9).contains(&(rest.len() - offset.len())) {
+                return false;
+            }
+            offset
+        }
+    };
+    has_form(second, "0000-00-00T00:00:00")
+        && (offset == "Z" || has_form(offset, "+00:00") || has_form(offset, "-00:00"))
+}
+
 fn moment(text: &str) -> Result<Timestamp, Malformed> {
-    let has_form = text.len() == 24
-        && text
-            .bytes()
-            .zip("0000-00-00T00:00:00.000Z".bytes())
-            .all(|(byte, form)| match form {
-                b'0' => byte.is_ascii_digit(),
-                other => byte == other,
-            });
-    let parsed = has_form.then(|| text.parse().ok()).flatten();
-    parsed.ok_or_else(|| {
-        let what = format!("Timestamp {} is not as SNS writes it", shown(text));
-        Malformed::of("timestamp", what)
-    })
+    let parsed = is_moment(text).then(|| text.parse().ok()).flatten();
+    parsed.ok_or_else(|| Malformed::of("timestamp", odd(text)))
 }
 
 fn signature(text: &str) -> Result<Vec<u8>, Malformed> {

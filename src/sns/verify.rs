@@ -4,8 +4,8 @@
 //! the URL to be right: strict reading → headers equal the body → topic → certificate's URL →
 //! certificate → signature. Freshness is asked afterwards, by whoever knows what is stored.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -15,9 +15,13 @@ use openssl::pkey::{PKey, Public};
 use openssl::sign;
 use secrecy::SecretString;
 
-use super::certificate::{Certificates, may_lie_at};
-use super::envelope::{Envelope, Version, shown};
-use super::{Http, KnownCertificate, MessageType, TopicArn, TopicSettings};
+use super::certificate::{Certificates, Checked, may_lie_at};
+use super::envelope::{Envelope, Version, is_snss, odd, shown};
+use super::{Http, KnownCertificate, MessageType, Proof, TopicArn, TopicSettings};
+
+mod topics;
+
+use topics::Topics;
 
 /// How old a message may be: the longest that SNS retries is an hour; and our clock may be wrong.
 pub const OLDEST: Duration = Duration::from_mins(90);
@@ -28,14 +32,6 @@ const NEWEST: Duration = Duration::from_mins(5);
 pub struct Verifier {
     topics: Topics,
     certificates: Certificates,
-}
-
-/// Which topics are believed.
-enum Topics {
-    /// These.
-    Allowed(HashMap<String, TopicSettings>),
-    /// Any: somebody wants to know about one envelope.
-    Any,
 }
 
 /// What the request headers say about the envelope. Not signed: they may only contradict.
@@ -61,6 +57,8 @@ pub struct Verified {
     subject: Option<String>,
     message: String,
     token: Option<SecretString>,
+    trust: Arc<str>,
+    proof: Proof,
     fetched: Option<KnownCertificate>,
 }
 
@@ -105,6 +103,18 @@ impl Verified {
     #[must_use]
     pub const fn token(&self) -> Option<&SecretString> {
         self.token.as_ref()
+    }
+
+    /// The name of the authority that vouches for it: `aws`, or the compatible service's base URL.
+    #[must_use]
+    pub const fn trust(&self) -> &Arc<str> {
+        &self.trust
+    }
+
+    /// What proves its origin for good: signature, version, Timestamp where it is odd, certificate.
+    #[must_use]
+    pub const fn proof(&self) -> &Proof {
+        &self.proof
     }
 
     /// A certificate that had to be fetched for it, to be kept for the next start.
@@ -209,20 +219,27 @@ impl Verifier {
                 "raw message delivery carries no signature: switch it off for this subscription";
             return Err(forbidden("raw", why));
         }
-        let envelope = Envelope::read(body).map_err(|malformed| Refusal {
-            word: malformed.word,
-            sentence: malformed.sentence,
-            answer: Answer::Malformed,
-            topic: None,
-        })?;
+        let envelope = Envelope::read(body).map_err(|why| malformed(why.word, why.sentence))?;
         compare(headers, &envelope)?;
         let topic = self.topics.find(&envelope.topic)?;
+        // SNS itself writes one form only; compatible services write others.
+        if topic.endpoint.is_none() && !is_snss(&envelope.timestamp) {
+            return Err(malformed("timestamp", odd(&envelope.timestamp)));
+        }
         let verified = self.verify_for(&topic, &envelope, client, now).await;
-        let fetched = verified.map_err(|refusal| Refusal {
+        let (checked, fetched) = verified.map_err(|refusal| Refusal {
             topic: Some(topic.arn.clone()),
             ..refusal
         })?;
+        let proof = Proof {
+            version: envelope.version.number(),
+            timestamp: envelope.odd_timestamp().map(str::to_owned),
+            certificate: Some(Arc::clone(&checked.proof)),
+            signature: envelope.signature,
+        };
         Ok(Verified {
+            trust: Arc::from(topic.trust()),
+            proof,
             message_type: envelope.message_type,
             message_id: envelope.message_id.into_owned(),
             sent_at: envelope.sent_at,
@@ -251,7 +268,7 @@ impl Verifier {
         envelope: &Envelope<'_>,
         client: IpAddr,
         now: Timestamp,
-    ) -> Result<Option<KnownCertificate>, Refusal> {
+    ) -> Result<(Arc<Checked>, Option<KnownCertificate>), Refusal> {
         if envelope.version == Version::One && !topic.allow_version_1 {
             let why = "it is signed with SHA-1, which the settings of this topic refuse";
             return Err(forbidden("version", why));
@@ -261,7 +278,9 @@ impl Verifier {
             let why = format!("SNS keeps no certificate at {}", shown(url));
             return Err(forbidden("certificate-url", why));
         }
-        let text = envelope.string_to_sign();
+        // The envelope was read: a confirmation has its token and its URL.
+        let text = envelope.signed().string_to_sign();
+        let text = text.ok_or_else(|| malformed("field", "Token or SubscribeURL is missing"))?;
         let may_be_outdated = self.certificates.may_be_outdated(url, now);
         let (checked, fetched) = self
             .certificates
@@ -274,34 +293,9 @@ impl Verifier {
             {
                 let (checked, fetched) =
                     self.certificates.get(url, topic, client, now, true).await?;
-                judge(&checked.key, envelope, &text).map(|()| fetched)
+                judge(&checked.key, envelope, &text).map(|()| (checked, fetched))
             }
-            judged => judged.map(|()| fetched),
-        }
-    }
-}
-
-impl Topics {
-    fn allowed(topics: Vec<TopicSettings>) -> Self {
-        let by_arn = topics
-            .into_iter()
-            .map(|topic| (topic.arn.as_str().to_owned(), topic));
-        Self::Allowed(by_arn.collect())
-    }
-
-    fn find(&self, arn: &TopicArn) -> Result<std::borrow::Cow<'_, TopicSettings>, Refusal> {
-        use std::borrow::Cow;
-        match self {
-            Self::Any => Ok(Cow::Owned(TopicSettings {
-                arn: arn.clone(),
-                confirm: false,
-                endpoint: None,
-                allow_version_1: true,
-            })),
-            Self::Allowed(topics) => topics.get(arn.as_str()).map(Cow::Borrowed).ok_or_else(|| {
-                let why = format!("topic {} is not among the settings", shown(arn.as_str()));
-                forbidden("foreign-topic", why)
-            }),
+            judged => judged.map(|()| (checked, fetched)),
         }
     }
 }
@@ -366,6 +360,15 @@ pub(super) fn is_signed(
     sign::Verifier::new(digest, key)?.verify_oneshot(signature, text)
 }
 
+fn malformed(word: &'static str, sentence: impl Into<String>) -> Refusal {
+    Refusal {
+        word,
+        sentence: sentence.into(),
+        answer: Answer::Malformed,
+        topic: None,
+    }
+}
+
 fn forbidden(word: &'static str, sentence: impl Into<String>) -> Refusal {
     Refusal {
         word,
@@ -375,5 +378,7 @@ fn forbidden(word: &'static str, sentence: impl Into<String>) -> Refusal {
     }
 }
 
+#[cfg(test)]
+mod proofs;
 #[cfg(test)]
 mod tests;

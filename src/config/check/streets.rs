@@ -12,7 +12,7 @@ use super::shared::{Shared, fallbacks, one_by_one, shared};
 use crate::config::Surroundings;
 use crate::config::document::Document;
 use crate::config::file::TopicFile;
-use crate::config::secret::Secret;
+use crate::config::secret::{SECRETS, Secret};
 use crate::fault::{Fault, meant};
 use crate::route::{self, Route};
 use crate::secret::{REVEALED, SecretText};
@@ -183,11 +183,6 @@ pub(super) fn sinks(
     fallbacks(document, &sinks);
     sinks
 }
-
-/// The keys of sinks behind which secrets are; anywhere else a table is what it says.
-const SECRETS: [&str; 7] = [
-    "url", "key", "token", "topic", "password", "secrets", "headers",
-];
 
 /// Puts every secret that `value` says the place of in that place, marked; whether all were there.
 fn reveal_all(

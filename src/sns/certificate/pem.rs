@@ -1,12 +1,17 @@
 //! What a certificate must be to have signed for SNS.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use openssl::asn1::{Asn1Time, Asn1TimeRef};
+use openssl::error::ErrorStack;
 use openssl::nid::Nid;
 use openssl::pkey::{Id, PKey, Public};
+use openssl::sha::sha256;
 use openssl::x509::X509;
 
 use super::{Answer, Refusal, TopicArn, TopicSettings, refusal};
+use crate::sns::Certificate;
 
 /// The weakest RSA key that is believed, in bits. SNS once signed with 1024.
 const LEAST_BITS: u32 = 2048;
@@ -17,6 +22,8 @@ pub(super) const LARGEST: usize = 64 * 1024;
 /// A certificate of the right form, its key at hand.
 pub(in crate::sns) struct Checked {
     pub(in crate::sns) key: PKey<Public>,
+    /// The certificate itself, for the proofs of all messages that it verifies.
+    pub(in crate::sns) proof: Arc<Certificate>,
     names: Vec<String>,
     is_authority: bool,
     not_before: Timestamp,
@@ -55,8 +62,10 @@ impl Checked {
         if key.bits() < LEAST_BITS {
             return Err(Unfit::WeakKey(key.bits()));
         }
+        let proof = proof(&certificate).map_err(|_| Unfit::Form)?;
         Ok(Self {
             key,
+            proof: Arc::new(proof),
             names: names(&certificate),
             // OpenSSL's text is the one place where its Rust face shows this extension. Other fields
             // could contain the words as well: such a certificate is refused, and no harm done.
@@ -129,6 +138,13 @@ fn only_certificate(pem: &[u8]) -> Option<X509> {
         return None;
     }
     X509::from_pem(text.as_bytes()).ok()
+}
+
+fn proof(certificate: &X509) -> Result<Certificate, ErrorStack> {
+    Ok(Certificate {
+        sha256: sha256(&certificate.to_der()?),
+        pem: certificate.to_pem()?,
+    })
 }
 
 fn names(certificate: &X509) -> Vec<String> {

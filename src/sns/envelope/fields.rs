@@ -9,7 +9,7 @@ use super::{Malformed, shown};
 
 /// The keys that are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Key {
+pub(in crate::sns) enum Key {
     Type,
     MessageId,
     TopicArn,
@@ -42,7 +42,7 @@ const KEYS: [Key; 13] = [
 ];
 
 impl Key {
-    pub(super) const fn name(self) -> &'static str {
+    pub(in crate::sns) const fn name(self) -> &'static str {
         match self {
             Self::Type => "Type",
             Self::MessageId => "MessageId",

@@ -16,7 +16,7 @@ fn word(body: &str) -> &'static str {
 fn a_good_envelope_is_read_and_its_string_to_sign_is_literal() {
     let envelope = Envelope::read(GOOD.as_bytes()).unwrap();
     assert_eq!(
-        envelope.string_to_sign(),
+        envelope.signed().string_to_sign().unwrap(),
         "Message\nhello\n\nMessageId\nm-1\nSubject\ns\nTimestamp\n2026-11-23T10:00:00.000Z\n\
          TopicArn\narn:aws:sns:us-east-1:123456789012:t\nType\nNotification\n"
     );
@@ -32,7 +32,7 @@ fn a_confirmation_signs_token_and_url_and_no_subject() {
         );
     let envelope = Envelope::read(body.as_bytes()).unwrap();
     assert_eq!(
-        envelope.string_to_sign(),
+        envelope.signed().string_to_sign().unwrap(),
         "Message\nhello\n\nMessageId\nm-1\nSubscribeURL\nhttps://u/\n\
          Timestamp\n2026-11-23T10:00:00.000Z\nToken\n0af\n\
          TopicArn\narn:aws:sns:us-east-1:123456789012:t\nType\nSubscriptionConfirmation\n"
@@ -98,8 +98,18 @@ fn what_can_be_read_in_two_ways_is_refused() {
             "control",
         ),
         (change("\"Message\":\"hello\\n\",", ""), "field"),
-        (change("10:00:00.000Z", "10:00:00Z"), "timestamp"),
-        (change("10:00:00.000Z", "10:00:00.000+00:00"), "timestamp"),
+        (change("10:00:00.000Z", "10:00:00z"), "timestamp"),
+        (change("10:00:00.000Z", "10:00:00"), "timestamp"),
+        (change("10:00:00.000Z", "10:00:00.Z"), "timestamp"),
+        (change("10:00:00.000Z", "10:00:00.0123456789Z"), "timestamp"),
+        (change("10:00:00.000Z", "10:00:00.000Z[UTC]"), "timestamp"),
+        (change("10:00:00.000Z", "10:00:00.000+0000"), "timestamp"),
+        (change("10:00:00.000Z", "10:00:00.000+99:00"), "timestamp"),
+        (
+            change("10:00:00.000Z", "10:00:00.000\u{0660}Z"),
+            "timestamp",
+        ),
+        (change("10:00:00.000Z", "10:00\u{0660}00.000Z"), "timestamp"),
         (change("2026-11-23T", "2026-13-23T"), "timestamp"),
         (change("2026-11-23T", "2026-11-23 "), "timestamp"),
         (change("\"1\"", "\"3\""), "version"),
@@ -129,4 +139,28 @@ fn what_can_be_read_in_two_ways_is_refused() {
 fn what_is_shown_of_a_stranger_is_bounded_and_escaped() {
     let piece = shown(&"\u{1b}[2J".repeat(1000));
     assert!(piece.len() < 1000 && !piece.contains('\u{1b}'), "{piece}");
+}
+
+#[test]
+fn timestamps_of_compatible_services_are_read_and_kept_to_the_letter() {
+    for (written, moment, is_odd) in [
+        ("2026-11-23T10:00:00.000Z", "2026-11-23T10:00:00Z", false),
+        ("2026-11-23T10:00:00.120Z", "2026-11-23T10:00:00.12Z", false),
+        ("2026-11-23T10:00:00Z", "2026-11-23T10:00:00Z", true),
+        ("2026-11-23T10:00:00.12Z", "2026-11-23T10:00:00.12Z", true),
+        ("2026-11-23T10:00:00+00:00", "2026-11-23T10:00:00Z", true),
+        ("2026-11-23T12:30:00-00:30", "2026-11-23T13:00:00Z", true),
+        (
+            "2026-11-23T10:00:00.868954789+00:00",
+            "2026-11-23T10:00:00.868954789Z",
+            true,
+        ),
+        // In SNS's own form, and yet not what the moment alone would give.
+        ("2016-12-31T23:59:60.000Z", "2016-12-31T23:59:59Z", true),
+    ] {
+        let body = GOOD.replace("2026-11-23T10:00:00.000Z", written);
+        let envelope = Envelope::read(body.as_bytes()).unwrap();
+        assert_eq!(envelope.sent_at, moment.parse().unwrap(), "{written}");
+        assert_eq!(envelope.odd_timestamp(), is_odd.then_some(written));
+    }
 }
