@@ -6,9 +6,11 @@ use jiff::Timestamp;
 use rusqlite::{OptionalExtension as _, params};
 
 use super::tables::Tables;
-use crate::delivery::{Owed, Release, from_nanos};
-use crate::event::{Event, Status};
-use crate::store::rows::{LaneColumns, Step, Times, Told, envelope_number, nanos};
+use crate::delivery::{Leading, Owed, Release, SortKey, from_nanos};
+use crate::event::Status;
+use crate::store::rules::columns::{envelope_number, nanos};
+use crate::store::rules::hold::Times;
+use crate::store::rules::step::{KIND_OWN, LaneColumns, Step, Stored, Told, contradicts};
 use crate::store::{Append, Appended, EventId};
 
 impl Tables<'_> {
@@ -16,12 +18,13 @@ impl Tables<'_> {
     pub(super) fn append(&mut self, append: &Append) -> rusqlite::Result<Appended> {
         let event = &append.event;
         let topic = self.name(&event.topic)?;
-        let step = self.step_of(event)?;
+        let command_no = match event.command() {
+            Some(command) => Some(self.command(append, command)?),
+            None => None,
+        };
+        let step = command_no.and_then(|number| Step::of(event, number));
         let Some(id) = self.insert_event(append, topic, step.as_ref())? else {
-            let id = self.stored_as(topic, event.sent_at, &event.message_id)?;
-            return Ok(Appended::Known {
-                id: EventId(id.unwrap_or_default()),
-            });
+            return self.known(append, topic);
         };
         let told = match &step {
             Some(step) => self.tell(step, id)?,
@@ -30,7 +33,7 @@ impl Tables<'_> {
         let mut due = Vec::with_capacity(append.owed.len());
         for owed in &append.owed {
             let lane = LaneColumns::new(owed.lane, step.as_ref(), topic, id);
-            due.push(self.owe(owed, &lane, id, append.received_at, told.started)?);
+            due.push(self.owe(owed, &lane, id, append, told.started)?);
         }
         Ok(Appended::Stored {
             id: EventId(id),
@@ -40,65 +43,87 @@ impl Tables<'_> {
         })
     }
 
-    /// Keeps an event as it came, owed to nobody.
-    pub(super) fn append_raw(&mut self, append: &Append) -> rusqlite::Result<Appended> {
+    /// Keeps an event as it came. Each delivery owed for it becomes a dead letter that says `why`,
+    /// so that somebody sees it and may send it.
+    pub(super) fn append_raw(&mut self, append: &Append, why: &str) -> rusqlite::Result<Appended> {
         let event = &append.event;
         let topic = self.name(&event.topic)?;
-        Ok(match self.insert_event(append, topic, None)? {
-            Some(id) => Appended::Stored {
-                id: EventId(id),
-                repeat_of: None,
-                conflict: false,
-                due: Vec::new(),
-            },
-            None => Appended::Known {
-                id: EventId(
-                    self.stored_as(topic, event.sent_at, &event.message_id)?
-                        .unwrap_or_default(),
-                ),
-            },
+        let Some(id) = self.insert_event(append, topic, None)? else {
+            return self.known(append, topic);
+        };
+        // A plain key: the one that was owed may be what cannot be kept.
+        let key = SortKey::new(Leading::Time, event.sort_time, 0, "", &event.message_id);
+        for owed in &append.owed {
+            let (route, sink) = (self.name(&owed.route)?, self.name(&owed.sink)?);
+            self.connection
+                .prepare_cached(
+                    "INSERT INTO dead (event, kind, number, instance, route, sink, sort_key,
+                       died_at, tries, answer) VALUES (?1, ?2, ?1, '', ?3, ?4, ?5, ?6, 0, ?7)",
+                )?
+                .execute(params![
+                    id,
+                    KIND_OWN,
+                    route,
+                    sink,
+                    key.as_bytes(),
+                    nanos(append.received_at),
+                    why
+                ])?;
+            let book = self.book(sink, append.received_at);
+            book.owed += 1;
+            book.dead += 1;
+        }
+        Ok(Appended::Stored {
+            id: EventId(id),
+            repeat_of: None,
+            conflict: false,
+            due: Vec::new(),
         })
     }
 
-    /// The number of the event that this notification made.
-    pub(super) fn stored_as(
-        &self,
-        topic: i64,
-        sent_at: Timestamp,
-        message_id: &str,
-    ) -> rusqlite::Result<Option<i64>> {
-        self.connection
+    /// The answer for a notification that is stored already.
+    fn known(&self, append: &Append, topic: i64) -> rusqlite::Result<Appended> {
+        let event = &append.event;
+        let id = self
+            .connection
             .prepare_cached(
                 "SELECT id FROM event WHERE topic = ?1 AND sns_time = ?2 AND message_id = ?3",
             )?
-            .query_row(params![topic, nanos(sent_at), message_id], |row| row.get(0))
-            .optional()
+            .query_row(
+                params![topic, nanos(event.sent_at), event.message_id],
+                |row| row.get(0),
+            )
+            .optional()?;
+        Ok(Appended::Known {
+            id: EventId(id.unwrap_or_default()),
+        })
     }
 
-    /// Puts an upserted lane's delivery into `waiting`.
+    /// Puts a delivery into its lane, which is made if there is none; says when that is due.
     fn owe(
         &mut self,
         owed: &Owed,
         lane: &LaneColumns<'_>,
         event: i64,
-        received_at: Timestamp,
+        append: &Append,
         started: bool,
     ) -> rusqlite::Result<(Arc<str>, Timestamp)> {
         let route = self.name(&owed.route)?;
         let sink = self.name(&owed.sink)?;
-        let times = Times::of(owed, received_at, started);
-        let (lane, early, due_at, is_new): (i64, bool, Option<i64>, bool) = self
+        let times = Times::of(owed, append.now, started);
+        // A leased lane keeps its due time, which is the end of its lease; its settlement makes it
+        // due for what came meanwhile.
+        let (lane, early, leased, due_at, fed): (i64, bool, bool, i64, i64) = self
             .connection
             .prepare_cached(
-                "INSERT INTO lane (kind, number, instance, route, sink, due_at, early)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?8)
+                "INSERT INTO lane (kind, number, instance, route, sink, due_at, early, fed)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?8, 1)
                  ON CONFLICT (kind, number, instance, route, sink) DO UPDATE SET
-                   due_at = CASE WHEN leased THEN NULL ELSE min(
+                   due_at = CASE WHEN leased THEN due_at ELSE min(
                      coalesce(due_at, 9223372036854775807),
                      max(not_before, CASE WHEN early AND ?8 THEN ?6 ELSE ?7 END)) END,
-                   early = early AND ?8
-                 RETURNING id, early, due_at,
-                   ?9 AND epoch = 0 AND NOT EXISTS (SELECT 1 FROM waiting WHERE lane = lane.id)",
+                   early = early AND ?8, fed = fed + 1
+                 RETURNING id, early, leased, due_at, fed",
             )?
             .query_row(
                 params![
@@ -109,55 +134,60 @@ impl Tables<'_> {
                     sink,
                     times.look_at,
                     times.at_end,
-                    times.goes_early,
-                    times.gathers
+                    times.goes_early
                 ],
-                |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
+                |row| {
+                    Ok((
+                        row.get(0)?,
+                        row.get(1)?,
+                        row.get(2)?,
+                        row.get(3)?,
+                        row.get(4)?,
+                    ))
+                },
             )?;
-        let release_at = times.release_at(is_new, early);
+        let release_at = times.release_at(fed == 1, early);
         if early && owed.hold.release == Release::First {
             // A terminal status that came first waits for this one alone.
             self.connection
                 .prepare_cached(
                     "UPDATE waiting SET release_at = ?2
-                     WHERE lane = ?1 AND release_at > ?2 AND NOT alone",
+                     WHERE lane = ?1 AND alone = 0 AND release_at > ?2",
                 )?
-                .execute([lane, nanos(received_at)])?;
+                .execute([lane, nanos(append.now)])?;
         }
         let put = self
             .connection
             .prepare_cached(
-                "INSERT INTO waiting (lane, sort_key, event, release_at) VALUES (?1, ?2, ?3, ?4)
-                 ON CONFLICT (lane, sort_key) DO NOTHING",
+                "INSERT INTO waiting (lane, sort_key, event, fed, release_at)
+                 VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (lane, sort_key) DO NOTHING",
             )?
-            .execute(params![lane, owed.key.as_bytes(), event, release_at])?;
+            .execute(params![lane, owed.key.as_bytes(), event, fed, release_at])?;
         // The same message, signed anew at another time, is owed already.
-        self.book(sink, received_at).owed += i64::try_from(put).unwrap_or_default();
-        let due_at = due_at.unwrap_or(release_at);
+        self.book(sink, append.received_at).owed += i64::try_from(put).unwrap_or_default();
+        let due_at = if leased { release_at } else { due_at };
         Ok((self.text(sink)?, from_nanos(due_at)))
     }
 
-    fn step_of<'e>(&mut self, event: &'e Event) -> rusqlite::Result<Option<Step<'e>>> {
-        let Some(command) = event.command() else {
-            return Ok(None);
-        };
-        let command_no = self.command(&command.command)?;
-        Ok(Step::of(event, command_no))
-    }
-
     fn insert_event(
-        &self,
+        &mut self,
         append: &Append,
         topic: i64,
         step: Option<&Step<'_>>,
     ) -> rusqlite::Result<Option<i64>> {
         let event = &append.event;
+        let proof = append.proof.as_ref();
+        let certificate = match proof.and_then(|it| it.certificate.as_ref()) {
+            Some(it) => Some(self.certificate(it, append.received_at)?),
+            None => None,
+        };
         let inserted = self
             .connection
             .prepare_cached(
                 "INSERT INTO event (topic, sns_time, message_id, envelope, received_at, command_no,
-                   instance, status, event_time, subject, body)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
+                   instance, status, event_time, subject, body, signature, signature_version,
+                   timestamp, certificate, generation)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
                  ON CONFLICT (topic, sns_time, message_id) DO NOTHING",
             )?
             .execute(params![
@@ -172,11 +202,16 @@ impl Tables<'_> {
                 step.map(|step| step.event_time),
                 event.subject,
                 event.body.as_bytes(),
+                proof.map(|it| &it.signature),
+                proof.map(|it| it.version),
+                proof.and_then(|it| it.timestamp.as_ref()),
+                certificate,
+                self.known.generation,
             ])?;
         Ok((inserted > 0).then(|| self.connection.last_insert_rowid()))
     }
 
-    /// Enters a step, and says what was told before.
+    /// Enters a step, and says how it stands to those told before.
     fn tell(&self, step: &Step<'_>, event: i64) -> rusqlite::Result<Told> {
         let entered = self
             .connection
@@ -191,35 +226,38 @@ impl Tables<'_> {
                 step.event_time,
                 event
             ])?;
-        let mut told = Told::default();
         if entered == 1 && *step.status == Status::InProgress {
             // The start of something contradicts nothing, and waits for nothing before it.
-            return Ok(told);
+            return Ok(Told {
+                started: true,
+                ..Told::default()
+            });
         }
-        let mut others = Vec::new();
-        let mut statement = self.connection.prepare_cached(
-            "SELECT status, event_time, event FROM step WHERE command_no = ?1 AND instance = ?2",
-        )?;
-        let mut rows = statement.query(params![step.command_no, step.instance])?;
-        while let Some(row) = rows.next()? {
-            let status = Status::parse(row.get_ref(0)?.as_str()?);
-            let first: i64 = row.get(2)?;
-            if status == *step.status && row.get::<_, i64>(1)? == step.event_time {
-                told.before = (entered == 0).then_some(first);
-            } else if status.is_terminal() && step.status.is_terminal() && status != *step.status {
-                others.push(first);
-            }
-            told.started |= status == Status::InProgress;
-        }
-        told.conflict = !others.is_empty();
+        let stored: Vec<Stored> = self
+            .connection
+            .prepare_cached(
+                "SELECT status, event_time, event FROM step
+                 WHERE command_no = ?1 AND instance = ?2",
+            )?
+            .query_map(params![step.command_no, step.instance], |row| {
+                Ok(Stored {
+                    status: Status::parse(row.get_ref(0)?.as_str()?),
+                    event_time: row.get(1)?,
+                    event: row.get(2)?,
+                })
+            })?
+            .collect::<rusqlite::Result<_>>()?;
+        let told = Told::of(step, event, &stored);
         if let Some(before) = told.before {
             self.connection
                 .prepare_cached("UPDATE event SET repeat_of = ?2 WHERE id = ?1")?
                 .execute([event, before])?;
         }
         if told.conflict {
-            others.push(event);
-            for other in others {
+            let others = stored
+                .iter()
+                .filter(|it| contradicts(&it.status, step.status));
+            for other in others.map(|it| it.event).chain([event]) {
                 self.connection
                     .prepare_cached("UPDATE event SET conflict = 1 WHERE id = ?1")?
                     .execute([other])?;

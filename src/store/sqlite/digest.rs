@@ -2,18 +2,28 @@
 
 use rusqlite::{OptionalExtension as _, params};
 
-use super::lease::{Due, raw_waiting};
+use super::lease::{raw_waiting, waiting_columns};
 use super::read::raw_event;
 use super::tables::Tables;
 use crate::delivery::Digest;
 use crate::event::Status;
-use crate::store::rows::{
-    Batch, MOST_TROUBLED, RawEvent, RawWaiting, Room, count_ended, says_more,
-};
+use crate::store::rules::columns::RawEvent;
+use crate::store::rules::digest::{MOST_TROUBLED, count_ended, says_more};
+use crate::store::rules::lease::{Batch, Due, RawWaiting, Room};
+use crate::store::rules::step::troubled;
+
+/// How the command of a lane stands.
+struct Standing {
+    digest: Digest,
+    /// The summary that said last of the whole.
+    summary: Option<RawEvent>,
+    /// How often something was said not to have ended well.
+    troubles: i64,
+}
 
 impl Tables<'_> {
     /// The batch of a digest, by its last delivery, which stands for all before it. A batch that was
-    /// tried before stays what it was. All that waits goes when the command is over.
+    /// tried before ends where it did. Everything goes when the command is over.
     pub(super) fn batch(
         &mut self,
         due: &Due,
@@ -23,35 +33,50 @@ impl Tables<'_> {
     ) -> rusqlite::Result<Batch> {
         let alone = self.alone(due, now, room)?;
         if !alone.is_empty() || due.not_before > now {
-            return Ok(Batch::plain(self.take(alone, due, sink, room)?));
+            return Ok(Batch::plain(self.with_events(alone, due, sink, room)?));
         }
         let mut last = self.last_of_batch(due, now)?;
-        let (digest, summary) = self.digest(due, sink)?;
+        let standing = self.standing(due, sink)?;
+        let Standing {
+            digest,
+            summary,
+            troubles,
+        } = standing;
         if last.is_none() && digest.is_over() && !self.waits(due.lane, summary.as_ref())? {
             last = self.last_of_batch(due, i64::MAX)?;
         }
         let Some(last) = last else {
             return Ok(Batch::plain(Vec::new()));
         };
+        let taken = self.with_events(vec![last], due, sink, room)?;
+        if taken.iter().any(|(_, event)| event.is_none()) {
+            // It can tell nothing, and costs itself alone; the next look finds another last.
+            return Ok(Batch::plain(taken));
+        }
         Ok(Batch {
-            waiting: self.take(vec![last], due, sink, room)?,
+            taken,
             digest: Some(digest),
             summary,
+            troubles,
         })
     }
 
-    /// The last of what may go at `now`, or of the batch that was tried before.
+    /// The last of the rows that may go at `now`, or of the batch that was tried before: the row
+    /// that was tried stands at its end.
     fn last_of_batch(&self, due: &Due, now: i64) -> rusqlite::Result<Option<RawWaiting>> {
         self.connection
-            .prepare_cached(
-                "SELECT sort_key, event, alone, tries, failing_since, resent, possible_repeat,
-                   progress, high_then, instead_of FROM waiting
-                 WHERE lane = ?1 AND alone = 0 AND sort_key <= coalesce(?3, (
-                   SELECT max(sort_key) FROM waiting
-                   WHERE lane = ?1 AND alone = 0 AND release_at <= ?2))
-                 ORDER BY sort_key DESC LIMIT 1",
-            )?
-            .query_row(params![due.lane, now, due.batch_upto], raw_waiting)
+            .prepare_cached(concat!(
+                "SELECT ",
+                waiting_columns!(),
+                " FROM waiting
+                 WHERE lane = ?1 AND alone = 0 AND sort_key <= coalesce(
+                   (SELECT max(sort_key) FROM waiting
+                    WHERE lane = ?1 AND alone = 0 AND (tries > 0 OR possible_repeat)),
+                   (SELECT max(sort_key) FROM waiting
+                    WHERE lane = ?1 AND alone = 0 AND release_at <= ?2))
+                 ORDER BY sort_key DESC LIMIT 1"
+            ))?
+            .query_row(params![due.lane, now], raw_waiting)
             .optional()
     }
 
@@ -65,53 +90,66 @@ impl Tables<'_> {
             .query_row([lane, summary.id], |row| row.get(0))
     }
 
-    /// How the command of a lane stands, and the summary that said last of the whole.
-    fn digest(&mut self, due: &Due, sink: i64) -> rusqlite::Result<(Digest, Option<RawEvent>)> {
+    fn standing(&mut self, due: &Due, sink: i64) -> rusqlite::Result<Standing> {
         let command_no = due.number;
-        let told_upto = self
+        let told = self
             .thread(sink, due.route, command_no)?
-            .map_or(-1, |(_, told_upto)| told_upto);
+            .map_or(0, |(_, told)| told);
         let mut digest = Digest::default();
-        let mut summary = None;
-        let mut statement = self.connection.prepare_cached(
-            "SELECT ended, count(*) FROM (
+        let mut troubles = 0;
+        let mut statement = self.connection.prepare_cached(concat!(
+            "SELECT ended, count(*), sum(troubles) FROM (
                SELECT CASE WHEN max(status = 'Failed') THEN 'Failed'
                  WHEN max(status = 'TimedOut') THEN 'TimedOut'
                  WHEN max(status = 'Cancelled') THEN 'Cancelled'
-                 WHEN max(status = 'Success') THEN 'Success' ELSE 'InProgress' END AS ended
+                 WHEN max(status = 'Success') THEN 'Success' ELSE 'InProgress' END AS ended,
+                 sum(status IN ",
+            troubled!(),
+            ") AS troubles
                FROM step WHERE command_no = ?1 AND instance <> '' GROUP BY instance)
-             GROUP BY ended",
-        )?;
+             GROUP BY ended"
+        ))?;
         let mut rows = statement.query([command_no])?;
         while let Some(row) = rows.next()? {
             let count = row.get::<_, i64>(1)?.unsigned_abs();
             count_ended(&mut digest, row.get_ref(0)?.as_str()?, count);
+            troubles += row.get::<_, i64>(2)?;
         }
+        // Steps are only ever added: more troubles than were told are news.
+        digest.has_news = troubles > told;
         digest.troubled = self
             .connection
-            .prepare_cached(
-                "SELECT instance, status, event > ?3 FROM step
-                 WHERE command_no = ?1 AND instance <> ''
-                   AND status IN ('Failed', 'TimedOut', 'Cancelled')
-                 ORDER BY event > ?3 DESC, event_time DESC, instance LIMIT ?2",
-            )?
-            .query_map([command_no, MOST_TROUBLED, told_upto], |row| {
-                digest.has_news |= row.get::<_, bool>(2)?;
+            .prepare_cached(concat!(
+                "SELECT instance, status FROM step
+                 WHERE command_no = ?1 AND instance <> '' AND status IN ",
+                troubled!(),
+                " ORDER BY event_time DESC, instance, status LIMIT ?2"
+            ))?
+            .query_map([command_no, MOST_TROUBLED], |row| {
                 Ok((row.get(0)?, Status::parse(row.get_ref(1)?.as_str()?)))
             })?
             .collect::<rusqlite::Result<_>>()?;
+        let mut last = None;
         let mut said = self.connection.prepare_cached(
             "SELECT status, event FROM step WHERE command_no = ?1 AND instance = ''
-             ORDER BY event DESC",
+             ORDER BY event_time DESC, status",
         )?;
         let mut rows = said.query([command_no])?;
         while let Some(row) = rows.next()? {
             let status = Status::parse(row.get_ref(0)?.as_str()?);
             if says_more(&status, digest.overall.as_ref()) {
                 digest.overall = Some(status);
-                summary = Some(raw_event(self.connection, row.get(1)?)?);
+                last = Some(row.get(1)?);
             }
         }
-        Ok((digest, summary))
+        let summary = match last {
+            Some(event) => raw_event(self.connection, event)?,
+            None => None,
+        };
+        Ok(Standing {
+            digest,
+            summary,
+            troubles,
+        })
     }
 }

@@ -8,10 +8,12 @@ use secrecy::SecretString;
 
 use crate::delivery::{Outcome, from_nanos};
 use crate::sns::KnownCertificate;
-use crate::store::rows::{RawEvent, marks, rows, took};
+use crate::store::rules::columns::{RawEvent, marks, rows, took};
+use crate::store::rules::number::name_no;
+use crate::store::rules::step::lane_key;
 use crate::store::{
-    Backlog, DeadLetter, DeadSelection, Delivery, EventId, EventQuery, PastOutcome, StoredEvent,
-    Subscription, Tally,
+    Backlog, DeadLetter, DeadSelection, Delivery, EventId, EventQuery, PastOutcome, RouteBacklog,
+    StoredEvent, Subscription, Tally,
 };
 
 /// The columns of [`RawEvent`], in order.
@@ -37,10 +39,12 @@ fn event_of(row: &Row<'_>) -> rusqlite::Result<RawEvent> {
     })
 }
 
-pub(super) fn raw_event(connection: &Connection, id: i64) -> rusqlite::Result<RawEvent> {
+/// One event, if its row is there.
+pub(super) fn raw_event(connection: &Connection, id: i64) -> rusqlite::Result<Option<RawEvent>> {
     connection
         .prepare_cached(&format!("SELECT {EVENT} FROM event WHERE id = ?1"))?
         .query_row([id], event_of)
+        .optional()
 }
 
 pub(super) fn known(
@@ -51,10 +55,11 @@ pub(super) fn known(
 ) -> rusqlite::Result<Option<EventId>> {
     connection
         .prepare_cached(
-            "SELECT id FROM event WHERE topic = (SELECT id FROM name WHERE text = ?1)
-             AND sns_time = ?2 AND message_id = ?3",
+            "SELECT id FROM event WHERE topic = ?1 AND sns_time = ?2 AND message_id = ?3",
         )?
-        .query_row(params![topic, sent_at, message_id], |row| row.get(0))
+        .query_row(params![name_no(topic), sent_at, message_id], |row| {
+            row.get(0)
+        })
         .optional()
         .map(|id| id.map(EventId))
 }
@@ -70,28 +75,25 @@ pub(super) fn events(
         values.push(value);
     };
     if let Some(command) = &query.command {
-        let found = connection
-            .query_row(
-                "SELECT no, first_event FROM command WHERE id = ?1",
-                [command],
-                |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)),
-            )
-            .optional()?;
-        let Some((number, first_event)) = found else {
-            return Ok(Vec::new());
-        };
+        // Several topics may tell of commands with the same id, each of its own.
+        let numbers = "SELECT no FROM command WHERE id = ?";
+        also(
+            &format!(
+                " AND event.id >= (SELECT min(first_event) FROM command WHERE no IN ({numbers}))"
+            ),
+            command.clone().into(),
+        );
         // History has no index by command; its first event bounds how far back to look.
-        also(" AND event.id >= ?", first_event.into());
-        also(" AND command_no = ?", number.into());
+        also(
+            &format!(" AND command_no IN ({numbers})"),
+            command.clone().into(),
+        );
     }
     if let Some(instance) = &query.instance {
         also(" AND event.instance = ?", instance.clone().into());
     }
     if let Some(topic) = &query.topic {
-        also(
-            " AND topic = (SELECT id FROM name WHERE text = ?)",
-            topic.clone().into(),
-        );
+        also(" AND topic = ?", name_no(topic).into());
     }
     if let Some(before) = query.before {
         also(" AND event.id < ?", before.0.into());
@@ -106,7 +108,7 @@ pub(super) fn event(
     connection: &Connection,
     id: EventId,
 ) -> rusqlite::Result<Option<(StoredEvent, Vec<Delivery>)>> {
-    let Some(raw) = raw_event(connection, id.0).optional()? else {
+    let Some(raw) = raw_event(connection, id.0)? else {
         return Ok(None);
     };
     let mut deliveries: BTreeMap<(String, String), Delivery> = BTreeMap::new();
@@ -140,7 +142,8 @@ pub(super) fn event(
     }
     // By event there is no index over what waits: it would be paid for at every delivery.
     let mut statement = connection.prepare_cached(
-        "SELECT r.text, s.text, max(release_at, not_before), 0 FROM waiting
+        "SELECT r.text, s.text, CASE WHEN alone THEN release_at ELSE max(release_at, not_before) END
+           - (SELECT ahead FROM clock), 0 FROM waiting
          JOIN lane ON lane.id = waiting.lane JOIN name r ON r.id = route
          JOIN name s ON s.id = sink WHERE event = ?1
          UNION ALL SELECT r.text, s.text, NULL, 1 FROM dead
@@ -152,8 +155,11 @@ pub(super) fn event(
         let delivery = deliveries
             .entry((route.clone(), sink.clone()))
             .or_insert_with(|| of(route, sink));
-        delivery.waits_until = row.get::<_, Option<i64>>(2)?.map(from_nanos);
-        delivery.dead = row.get(3)?;
+        // It may wait and be dead as well: handed over by a fallback to a sink that gave it up.
+        if let Some(until) = row.get::<_, Option<i64>>(2)? {
+            delivery.waits_until = Some(from_nanos(until));
+        }
+        delivery.dead |= row.get::<_, bool>(3)?;
     }
     Ok(Some((raw.read(), deliveries.into_values().collect())))
 }
@@ -162,10 +168,7 @@ pub(super) fn event(
 pub(super) fn dead_condition(selection: &DeadSelection) -> (String, Vec<Value>) {
     match selection {
         DeadSelection::All => ("1".to_owned(), Vec::new()),
-        DeadSelection::Sink(sink) => (
-            "dead.sink = (SELECT id FROM name WHERE text = ?)".to_owned(),
-            vec![sink.clone().into()],
-        ),
+        DeadSelection::Sink(sink) => ("dead.sink = ?".to_owned(), vec![name_no(sink).into()]),
         DeadSelection::Ids(ids) => (
             format!("dead.id IN ({})", vec!["?"; ids.len()].join(", ")),
             ids.iter().map(|id| (*id).into()).collect(),
@@ -181,13 +184,17 @@ pub(super) fn dead(
     let (condition, mut values) = dead_condition(selection);
     values.push(rows(limit).into());
     let mut statement = connection.prepare(&format!(
-        "SELECT {EVENT}, dead.id, r.text, s.text, died_at, tries, answer FROM dead
-         JOIN event ON event.id = dead.event JOIN name r ON r.id = route
+        "SELECT {EVENT}, dead.id, r.text, s.text, died_at, tries, answer, dead.event FROM dead
+         LEFT JOIN event ON event.id = dead.event JOIN name r ON r.id = route
          JOIN name s ON s.id = sink WHERE {condition} ORDER BY dead.id DESC LIMIT ?"
     ))?;
     let rows = statement.query_map(params_from_iter(values), |row| {
+        let event = match row.get::<_, Option<i64>>(0)? {
+            Some(_) => event_of(row)?,
+            None => RawEvent::missing(row.get(19)?),
+        };
         Ok(DeadLetter {
-            event: event_of(row)?.read(),
+            event: event.read(),
             id: row.get(13)?,
             route: row.get(14)?,
             sink: row.get(15)?,
@@ -197,6 +204,18 @@ pub(super) fn dead(
         })
     })?;
     rows.collect()
+}
+
+pub(super) fn subscription_of(
+    connection: &Connection,
+    id: i64,
+) -> rusqlite::Result<Option<Subscription>> {
+    connection
+        .prepare_cached(
+            "SELECT id, topic, token, asked_at, confirmed_at FROM subscription WHERE id = ?1",
+        )?
+        .query_row([id], subscription)
+        .optional()
 }
 
 pub(super) fn subscriptions(connection: &Connection) -> rusqlite::Result<Vec<Subscription>> {
@@ -218,7 +237,7 @@ pub(super) fn subscription(row: &Row<'_>) -> rusqlite::Result<Subscription> {
 }
 
 pub(super) fn certificates(connection: &Connection) -> rusqlite::Result<Vec<KnownCertificate>> {
-    let mut statement = connection.prepare("SELECT url, pem, fetched_at FROM certificate")?;
+    let mut statement = connection.prepare("SELECT url, pem, fetched_at FROM certificate_at")?;
     let rows = statement.query_map([], |row| {
         Ok(KnownCertificate {
             url: row.get(0)?,
@@ -237,10 +256,11 @@ pub(super) fn backlog(connection: &Connection) -> rusqlite::Result<Vec<Backlog>>
          buried AS (SELECT sink, count(*) AS number FROM dead GROUP BY sink)
          SELECT name.text, coalesce(waits.number, 0),
            (SELECT received_at FROM event WHERE event.id = waits.oldest),
-           coalesce(buried.number, 0), sink.paused_until
+           coalesce(buried.number, 0),
+           sink.backoff_until - (SELECT ahead FROM clock)
          FROM name LEFT JOIN waits ON waits.sink = name.id
            LEFT JOIN buried ON buried.sink = name.id LEFT JOIN sink ON sink.name = name.id
-         WHERE waits.sink IS NOT NULL OR buried.sink IS NOT NULL OR sink.paused_until IS NOT NULL
+         WHERE waits.sink IS NOT NULL OR buried.sink IS NOT NULL OR sink.backoff_until IS NOT NULL
          ORDER BY name.text",
     )?;
     let rows = statement.query_map([], |row| {
@@ -249,7 +269,24 @@ pub(super) fn backlog(connection: &Connection) -> rusqlite::Result<Vec<Backlog>>
             waiting: count(row, 1)?,
             oldest: row.get::<_, Option<i64>>(2)?.map(from_nanos),
             dead: count(row, 3)?,
-            rests_until: row.get::<_, Option<i64>>(4)?.map(from_nanos),
+            backoff_until: row.get::<_, Option<i64>>(4)?.map(from_nanos),
+        })
+    })?;
+    rows.collect()
+}
+
+pub(super) fn route_backlog(connection: &Connection) -> rusqlite::Result<Vec<RouteBacklog>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT name.text, kind,
+           sum((SELECT count(*) FROM waiting WHERE waiting.lane = lane.id)) AS waits
+         FROM lane JOIN name ON name.id = route WHERE due_at IS NOT NULL
+         GROUP BY route, kind HAVING waits > 0 ORDER BY name.text, kind",
+    )?;
+    let rows = statement.query_map([], |row| {
+        Ok(RouteBacklog {
+            route: row.get(0)?,
+            lanes: lane_key(row.get(1)?),
+            waiting: count(row, 2)?,
         })
     })?;
     rows.collect()
@@ -281,10 +318,10 @@ fn count(row: &Row<'_>, at: usize) -> rusqlite::Result<u64> {
     Ok(u64::try_from(row.get::<_, i64>(at)?).unwrap_or_default())
 }
 
-/// Lanes in which something waits and that nobody is going to look at.
+/// Lanes in which something waits and that are not due at any time.
 pub(super) fn forgotten_lanes(connection: &Connection) -> rusqlite::Result<Vec<i64>> {
     let mut next = connection.prepare_cached(
-        "SELECT waiting.lane, due_at IS NULL AND NOT leased FROM waiting
+        "SELECT waiting.lane, due_at IS NULL FROM waiting
          LEFT JOIN lane ON lane.id = waiting.lane WHERE waiting.lane > ?1
          ORDER BY waiting.lane LIMIT 1",
     )?;

@@ -3,295 +3,409 @@
 use rusqlite::{OptionalExtension as _, params};
 
 use super::tables::{Tables, earliest_release};
-use crate::delivery::{Outcome, SortKey};
-use crate::store::rows::{KIND_OWN, LaneColumns, late_nanos, mark_bits, nanos, took_nanos};
-use crate::store::{EventId, Settled, Settlement};
+use crate::delivery::Outcome;
+use crate::store::lanes::Ended;
+use crate::store::rules::columns::{late_nanos, mark_bits, nanos, took_nanos};
+use crate::store::rules::settle::{Kept, Move, not_before, that_count};
+use crate::store::rules::step::{KIND_OWN, LaneColumns};
+use crate::store::{Ending, Lease, Settled};
 
-struct LaneRow {
-    epoch: i64,
-    leased: bool,
-    kind: i64,
-    number: i64,
-    instance: String,
-    route: i64,
-    sink: i64,
-    batch_upto: Option<Vec<u8>>,
+/// A lane whose deliveries end.
+pub(super) struct LaneRow {
+    pub(super) id: i64,
+    pub(super) kind: i64,
+    pub(super) number: i64,
+    pub(super) instance: String,
+    pub(super) route: i64,
+    pub(super) sink: i64,
+}
+
+impl LaneRow {
+    /// What names it, beside its route and sink.
+    fn columns(&self) -> LaneColumns<'_> {
+        LaneColumns {
+            kind: self.kind,
+            number: self.number,
+            instance: &self.instance,
+        }
+    }
+}
+
+/// A row that no longer waits.
+struct Gone {
+    tries: i64,
+    release_at: i64,
+    alone: bool,
+    resent: bool,
+    instead_of: Option<i64>,
+    possible_repeat: bool,
 }
 
 impl Tables<'_> {
-    /// Records one lane's results. Under an old epoch only what was sent is recorded: the rest is
-    /// somebody else's by now.
-    pub(super) fn settle(&mut self, settlement: &Settlement) -> rusqlite::Result<()> {
-        let id = settlement.lane.0;
-        let Some(lane) = self.lane_row(id)? else {
+    /// Records one lane's results. When its lease is over only what was sent is recorded: the rest
+    /// is somebody else's by now.
+    pub(super) fn settle(&mut self, ended: &Ended, holder: i64) -> rusqlite::Result<()> {
+        let lease = &ended.lease;
+        let Some((lane, is_ours)) = self.leased_lane(lease, holder)? else {
+            // The lane went with its last delivery, which may lie elsewhere.
+            for settled in that_count(ended, false) {
+                self.sent_elsewhere(lease, None, settled)?;
+            }
             return Ok(());
         };
-        let is_ours = lane.leased && lane.epoch == settlement.epoch;
         let mut arrived: Option<&[u8]> = None;
-        for settled in &settlement.results {
-            if (is_ours || settled.outcome == Outcome::Sent) && self.record(id, &lane, settled)? {
+        for settled in that_count(ended, is_ours) {
+            let it = Move::of(settled);
+            let was_there = self.apply(&lane, lease, &it)?;
+            if was_there && it.arrives() {
                 arrived = arrived.max(Some(settled.key.as_bytes()));
             }
-            if is_ours && lane.batch_upto.as_deref() == Some(settled.key.as_bytes()) {
-                self.record_batch(id, &lane, settled)?;
+            // A digest that was told told of all its members, though somebody else may have taken
+            // out the last of them meanwhile.
+            if lease.batch && (was_there || it.arrives()) {
+                self.apply_to_batch(&lane, lease, &it)?;
+            }
+            if !was_there && !is_ours {
+                self.sent_elsewhere(lease, Some(&lane), settled)?;
             }
         }
-        if !is_ours {
-            return self.raise_watermark(id, arrived);
+        if is_ours {
+            self.give_back(lane.id, not_before(ended), arrived)?;
+        } else {
+            self.raise_watermark(lane.id, arrived)?;
+            self.make_due(lane.id)?;
         }
-        // A lane that had its turn goes behind those that wait for theirs.
-        let had_its_turn = settlement.results.iter().map(|settled| settled.at).max();
-        let not_before = settlement.not_before.or(had_its_turn).map_or(0, nanos);
-        // When it is due is computed here, from what waits: a value computed elsewhere could lose
-        // what was appended meanwhile.
+        self.drop_if_empty(&lane)
+    }
+
+    /// Ends a lease. When the lane is due is computed here, from the rows that wait: a value
+    /// computed elsewhere could lose an append of meanwhile.
+    pub(super) fn give_back(
+        &self,
+        lane: i64,
+        not_before: i64,
+        arrived: Option<&[u8]>,
+    ) -> rusqlite::Result<()> {
+        self.connection
+            .prepare_cached("DELETE FROM lease WHERE lane = ?1")?
+            .execute([lane])?;
         self.connection
             .prepare_cached(concat!(
-                "UPDATE lane SET leased = 0, leased_upto = NULL, not_before = max(not_before, ?2),
+                "UPDATE lane SET leased = 0, epoch = epoch + 1, not_before = max(not_before, ?2),
                    high = CASE WHEN ?3 IS NULL THEN high ELSE max(coalesce(high, x''), ?3) END,
                    due_at = ",
                 earliest_release!("max(lane.not_before, ?2)"),
                 " WHERE id = ?1"
             ))?
-            .execute(params![id, not_before, arrived])?;
-        if lane.kind == KIND_OWN {
-            self.connection
-                .prepare_cached(
-                    "DELETE FROM lane WHERE id = ?1
-                     AND NOT EXISTS (SELECT 1 FROM waiting WHERE lane = ?1)",
-                )?
-                .execute([id])?;
-        }
+            .execute(params![lane, not_before, arrived])?;
         Ok(())
     }
 
-    /// Records one result; whether the delivery arrived, or may have.
-    fn record(&mut self, id: i64, lane: &LaneRow, settled: &Settled) -> rusqlite::Result<bool> {
-        if let Some(to) = &settled.divert_to {
-            self.hand_over(id, lane, settled, to)?;
-            return Ok(false);
-        }
-        let tries = if settled.outcome.waits() {
-            self.keep_waiting(id, settled)?
+    /// Applies one result; whether its row still waited. A row that was put there by hand since the
+    /// lease is another.
+    fn apply(&mut self, lane: &LaneRow, lease: &Lease, it: &Move<'_>) -> rusqlite::Result<bool> {
+        let settled = it.settled();
+        let key = settled.key.as_bytes();
+        if let Move::Keep(_, kept) = it {
+            if !self.keep_waiting(lane.id, key, kept)? {
+                return Ok(false);
+            }
         } else {
-            self.connection
-                .prepare_cached(
-                    "DELETE FROM waiting WHERE lane = ?1 AND sort_key = ?2 RETURNING tries + 1",
-                )?
-                .query_row(params![id, settled.key.as_bytes()], |row| row.get(0))
-                .optional()?
-        };
-        let Some(tries) = tries else {
-            // It was recorded before; a result that is kept and written again changes nothing.
-            return Ok(false);
-        };
+            let Some(mut gone) = self.take_out(lane.id, key, lease.fed)? else {
+                // It was recorded before; a result that is written again changes nothing.
+                return Ok(false);
+            };
+            gone.tries += 1;
+            match it {
+                Move::HandOver(_, to) => {
+                    self.hand_over(lane, (settled.event.0, key), &gone, settled, to)?;
+                    return Ok(true);
+                }
+                Move::Bury(_) => self.insert_dead(lane, settled, gone.tries)?,
+                Move::Out(_) | Move::Keep(..) => {}
+            }
+        }
         self.insert_outcome(settled.event.0, lane.route, lane.sink, settled)?;
-        if let Some(message) = &settled.thread {
-            self.keep_thread(lane.sink, lane.route, settled.event.0, id, message)?;
+        if let Ending::Sent {
+            message: Some(message),
+        } = &settled.ending
+        {
+            let to = (lane.sink, lane.route);
+            self.keep_thread(to, settled.event.0, lease.troubles, message)?;
         }
-        self.book(lane.sink, settled.at).count(&settled.outcome, 1);
-        if settled.outcome == Outcome::Dead {
-            self.insert_dead(lane, settled, tries)?;
-        }
-        // What may have arrived counts: what comes below it may come too late.
-        let may_have_arrived = settled.outcome.waits() && settled.marks.possible_repeat;
-        Ok(settled.outcome == Outcome::Sent || may_have_arrived)
+        let outcome = settled.ending.outcome();
+        self.book(lane.sink, settled.at).count(&outcome, 1);
+        Ok(true)
     }
 
-    /// Ends a delivery here and makes it wait for the sink `to`, in the same place of the same lane. What
-    /// that sink was told of the event already is not told again.
+    /// Gives the rows that a digest's last delivery stands for the same end: all in turn before it
+    /// that were there at the lease. A batch that is to be tried again stays as it is.
+    fn apply_to_batch(
+        &mut self,
+        lane: &LaneRow,
+        lease: &Lease,
+        it: &Move<'_>,
+    ) -> rusqlite::Result<()> {
+        const OF_BATCH: &str = "lane = ?1 AND alone = 0 AND sort_key < ?2 AND fed <= ?3";
+        let last = it.settled();
+        let key = last.key.as_bytes();
+        let outcome = last.ending.outcome();
+        match it {
+            Move::Keep(..) => return Ok(()),
+            Move::HandOver(_, to) => {
+                let members: Vec<(i64, Vec<u8>)> = self
+                    .connection
+                    .prepare_cached(&format!(
+                        "SELECT event, sort_key FROM waiting WHERE {OF_BATCH}"
+                    ))?
+                    .query_map(params![lane.id, key, lease.fed], |row| {
+                        Ok((row.get(0)?, row.get(1)?))
+                    })?
+                    .collect::<rusqlite::Result<_>>()?;
+                for (event, key) in members {
+                    if let Some(mut gone) = self.take_out(lane.id, &key, lease.fed)? {
+                        gone.tries += 1;
+                        self.hand_over(lane, (event, &key), &gone, last, to)?;
+                    }
+                }
+                return Ok(());
+            }
+            Move::Out(_) | Move::Bury(_) => {}
+        }
+        self.connection
+            .prepare_cached(&format!(
+                "INSERT INTO outcome (event, route, sink, n, at, result, marks, answer, took)
+                 SELECT event, ?4, ?5, coalesce((SELECT max(n) FROM outcome AS before
+                     WHERE before.event = waiting.event AND route = ?4 AND sink = ?5), 0) + 1,
+                   ?6, ?7, 0, ?8, ?9 FROM waiting WHERE {OF_BATCH}"
+            ))?
+            .execute(params![
+                lane.id,
+                key,
+                lease.fed,
+                lane.route,
+                lane.sink,
+                nanos(last.at),
+                outcome.word(),
+                last.answer,
+                took_nanos(last)
+            ])?;
+        if outcome == Outcome::Dead {
+            self.connection
+                .prepare_cached(&format!(
+                    "INSERT INTO dead (event, kind, number, instance, route, sink, sort_key,
+                       died_at, tries, answer)
+                     SELECT event, ?4, ?5, '', ?6, ?7, sort_key, ?8, tries + 1, ?9
+                     FROM waiting WHERE {OF_BATCH}"
+                ))?
+                .execute(params![
+                    lane.id,
+                    key,
+                    lease.fed,
+                    lane.kind,
+                    lane.number,
+                    lane.route,
+                    lane.sink,
+                    nanos(last.at),
+                    last.answer
+                ])?;
+        }
+        let gone = self
+            .connection
+            .prepare_cached(&format!("DELETE FROM waiting WHERE {OF_BATCH}"))?
+            .execute(params![lane.id, key, lease.fed])?;
+        let gone = i64::try_from(gone).unwrap_or(i64::MAX);
+        self.book(lane.sink, last.at).count(&outcome, gone);
+        Ok(())
+    }
+
+    /// Records a delivery that was sent under a lease that is over, and whose row is gone: it lies
+    /// among the dead letters, or with a fallback, or was sent by somebody else as well.
+    fn sent_elsewhere(
+        &mut self,
+        lease: &Lease,
+        lane: Option<&LaneRow>,
+        settled: &Settled,
+    ) -> rusqlite::Result<()> {
+        let (event, route, sink) = (settled.event.0, lease.route, lease.sink);
+        let is_recorded: bool = self
+            .connection
+            .prepare_cached(
+                "SELECT EXISTS (SELECT 1 FROM outcome WHERE event = ?1 AND route = ?2 AND sink = ?3
+                   AND result = 'sent' AND at = ?4)",
+            )?
+            .query_row(params![event, route, sink, nanos(settled.at)], |row| {
+                row.get(0)
+            })?;
+        if is_recorded {
+            return Ok(());
+        }
+        self.insert_outcome(event, route, sink, settled)?;
+        let buried = self
+            .connection
+            .prepare_cached("DELETE FROM dead WHERE event = ?1 AND route = ?2 AND sink = ?3")?
+            .execute([event, route, sink])?;
+        let buried = i64::try_from(buried).unwrap_or_default();
+        let book = self.book(sink, settled.at);
+        book.dead -= buried;
+        book.sent += buried;
+        // Whichever sink brings it in place of this one tells it a second time, and says so.
+        let own = LaneColumns {
+            kind: KIND_OWN,
+            number: event,
+            instance: "",
+        };
+        let at = lane.map_or(own, LaneRow::columns);
+        self.connection
+            .prepare_cached(
+                "UPDATE waiting SET possible_repeat = 1
+                 WHERE sort_key = ?1 AND instead_of IS NOT NULL AND lane IN (SELECT id FROM lane
+                   WHERE kind = ?3 AND number = ?4 AND instance = ?5 AND route = ?6
+                     AND sink <> ?2)",
+            )?
+            .execute(params![
+                settled.key.as_bytes(),
+                sink,
+                at.kind,
+                at.number,
+                at.instance,
+                route
+            ])?;
+        Ok(())
+    }
+
+    /// Takes a row out that was there when `fed` were put; what it was.
+    fn take_out(&self, lane: i64, key: &[u8], fed: i64) -> rusqlite::Result<Option<Gone>> {
+        self.connection
+            .prepare_cached(
+                "DELETE FROM waiting WHERE lane = ?1 AND sort_key = ?2 AND fed <= ?3
+                 RETURNING tries, release_at, alone, resent, instead_of, possible_repeat",
+            )?
+            .query_row(params![lane, key, fed], |row| {
+                Ok(Gone {
+                    tries: row.get(0)?,
+                    release_at: row.get(1)?,
+                    alone: row.get(2)?,
+                    resent: row.get(3)?,
+                    instead_of: row.get(4)?,
+                    possible_repeat: row.get(5)?,
+                })
+            })
+            .optional()
+    }
+
+    /// Makes a row that was taken out wait for the sink `to`, in the same place of the same lane,
+    /// with its marks and tries. The watermark of before its first try stays behind: it was this
+    /// lane's. An event that the other sink was told of already is not told again.
     fn hand_over(
         &mut self,
-        id: i64,
         lane: &LaneRow,
+        (event, key): (i64, &[u8]),
+        gone: &Gone,
         settled: &Settled,
         to: &str,
     ) -> rusqlite::Result<()> {
         let to = self.name(to)?;
-        let key = settled.key.as_bytes();
-        let waited: Option<(i64, bool, bool, Option<i64>)> = self
-            .connection
-            .prepare_cached(
-                "DELETE FROM waiting WHERE lane = ?1 AND sort_key = ?2
-                 RETURNING release_at, alone, resent, instead_of",
-            )?
-            .query_row(params![id, key], |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
-            })
-            .optional()?;
-        let Some((release_at, alone, resent, instead_of)) = waited else {
-            return Ok(());
-        };
         let is_told: bool = self
             .connection
             .prepare_cached(
                 "SELECT EXISTS (SELECT 1 FROM outcome
                    WHERE event = ?1 AND sink = ?2 AND result = 'sent')",
             )?
-            .query_row([settled.event.0, to], |row| row.get(0))?;
-        let target = LaneColumns {
-            kind: lane.kind,
-            number: lane.number,
-            instance: &lane.instance,
-        };
-        let there = self.lane_of(&target, lane.route, to)?;
-        let put = self
-            .connection
-            .prepare_cached(
-                "INSERT INTO waiting (lane, sort_key, event, release_at, alone, resent, instead_of)
-                 SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7 WHERE NOT ?8 ON CONFLICT DO NOTHING",
-            )?
-            .execute(params![
-                there,
-                key,
-                settled.event.0,
-                release_at,
-                alone,
-                resent,
-                instead_of.unwrap_or(lane.sink),
-                is_told
-            ])?;
-        if !self.is_leased(there)? {
+            .query_row([event, to], |row| row.get(0))?;
+        let mut put = 0;
+        if !is_told {
+            let (there, fed) = self.lane_of(&lane.columns(), lane.route, to)?;
+            put = self
+                .connection
+                .prepare_cached(
+                    "INSERT INTO waiting (lane, sort_key, event, fed, release_at, alone, resent,
+                       instead_of, possible_repeat, tries)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) ON CONFLICT DO NOTHING",
+                )?
+                .execute(params![
+                    there,
+                    key,
+                    event,
+                    fed,
+                    gone.release_at,
+                    gone.alone,
+                    gone.resent,
+                    gone.instead_of.unwrap_or(lane.sink),
+                    // The try that ended so may itself have arrived.
+                    gone.possible_repeat || settled.marks.possible_repeat,
+                    gone.tries
+                ])?;
             self.make_due(there)?;
         }
         let outcome = if put > 0 {
-            self.book(lane.sink, settled.at).owed -= 1;
-            self.book(to, settled.at).owed += 1;
+            self.book(lane.sink, settled.at).moved_away(1);
+            self.book(to, settled.at).moved_here(1);
             Outcome::Diverted
         } else {
             self.book(lane.sink, settled.at).redundant += 1;
             Outcome::Redundant
         };
-        let settled = Settled {
-            outcome,
-            ..settled.clone()
-        };
-        self.insert_outcome(settled.event.0, lane.route, lane.sink, &settled)
+        self.insert_outcome_as(event, lane.route, lane.sink, settled, &outcome)
     }
 
-    /// What its last delivery stands for shares its outcome: all before it that was there when the
-    /// batch was leased. A batch that is to be tried again stays as it is.
-    fn record_batch(&mut self, id: i64, lane: &LaneRow, last: &Settled) -> rusqlite::Result<()> {
-        if last.outcome == Outcome::Retry {
-            return Ok(());
-        }
-        if let Some(to) = &last.divert_to {
-            let before = self
-                .connection
-                .prepare_cached(
-                    "SELECT event, sort_key FROM waiting WHERE lane = ?1 AND alone = 0
-                       AND sort_key < ?2
-                       AND event <= (SELECT leased_at_event FROM lane WHERE id = ?1)",
-                )?
-                .query_map(params![id, last.key.as_bytes()], |row| {
-                    Ok(Settled {
-                        event: EventId(row.get(0)?),
-                        key: SortKey::from_bytes(row.get(1)?),
-                        ..last.clone()
-                    })
-                })?
-                .collect::<rusqlite::Result<Vec<_>>>()?;
-            for settled in &before {
-                self.hand_over(id, lane, settled, to)?;
-            }
-        } else if !last.outcome.waits() {
-            let of_batch = "lane = ?1 AND alone = 0 AND sort_key < ?2
-               AND event <= (SELECT leased_at_event FROM lane WHERE id = ?1)";
-            let key = last.key.as_bytes();
-            self.connection
-                .prepare_cached(&format!(
-                    "INSERT INTO outcome (event, route, sink, n, at, result, marks, late, answer, took)
-                     SELECT event, ?3, ?4, coalesce((SELECT max(n) FROM outcome AS before
-                         WHERE before.event = waiting.event AND route = ?3 AND sink = ?4), 0) + 1,
-                       ?5, ?6, 0, NULL, ?7, ?8 FROM waiting WHERE {of_batch}"
-                ))?
-                .execute(params![
-                    id,
-                    key,
-                    lane.route,
-                    lane.sink,
-                    nanos(last.at),
-                    last.outcome.word(),
-                    last.answer,
-                    took_nanos(last)
-                ])?;
-            if last.outcome == Outcome::Dead {
-                self.connection
-                    .prepare_cached(&format!(
-                        "INSERT INTO dead (event, kind, number, instance, route, sink, sort_key,
-                           died_at, tries, answer)
-                         SELECT event, ?3, ?4, '', ?5, ?6, sort_key, ?7, tries, ?8
-                         FROM waiting WHERE {of_batch}"
-                    ))?
-                    .execute(params![
-                        id,
-                        key,
-                        lane.kind,
-                        lane.number,
-                        lane.route,
-                        lane.sink,
-                        nanos(last.at),
-                        last.answer
-                    ])?;
-            }
-            let gone = self
-                .connection
-                .prepare_cached(&format!("DELETE FROM waiting WHERE {of_batch}"))?
-                .execute(params![id, key])?;
-            let gone = i64::try_from(gone).unwrap_or(i64::MAX);
-            self.book(lane.sink, last.at).count(&last.outcome, gone);
-        }
-        self.connection
-            .prepare_cached("UPDATE lane SET batch_upto = NULL WHERE id = ?1")?
-            .execute([id])?;
-        Ok(())
-    }
-
-    /// Notes a try of a delivery that waits on; how many there were.
-    fn keep_waiting(&self, id: i64, settled: &Settled) -> rusqlite::Result<Option<i64>> {
-        let parked_until = (settled.outcome == Outcome::Parked)
-            .then_some(settled.again_at)
-            .flatten()
-            .map(nanos);
+    /// The lane of a route and sink, counted as fed once more; made if there is none.
+    pub(super) fn lane_of(
+        &self,
+        lane: &LaneColumns<'_>,
+        route: i64,
+        sink: i64,
+    ) -> rusqlite::Result<(i64, i64)> {
         self.connection
             .prepare_cached(
-                "UPDATE waiting SET tries = tries + 1, failing_since = ?3, progress = coalesce(?4, progress),
+                "INSERT INTO lane (kind, number, instance, route, sink, fed)
+                 VALUES (?1, ?2, ?3, ?4, ?5, 1)
+                 ON CONFLICT (kind, number, instance, route, sink) DO UPDATE SET fed = fed + 1
+                 RETURNING id, fed",
+            )?
+            .query_row(
+                params![lane.kind, lane.number, lane.instance, route, sink],
+                |row| Ok((row.get(0)?, row.get(1)?)),
+            )
+    }
+
+    /// Notes a try of a row that waits on; whether it still does.
+    fn keep_waiting(&self, lane: i64, key: &[u8], kept: &Kept<'_>) -> rusqlite::Result<bool> {
+        let changed = self
+            .connection
+            .prepare_cached(
+                "UPDATE waiting SET tries = tries + 1, failing_since = ?3,
+                   progress = coalesce(?4, progress),
                    high_then = CASE WHEN ?5 AND NOT possible_repeat
                      THEN (SELECT high FROM lane WHERE id = ?1) ELSE high_then END,
                    possible_repeat = possible_repeat OR ?5, alone = alone OR ?6 IS NOT NULL,
                    release_at = coalesce(?6, release_at)
-                 WHERE lane = ?1 AND sort_key = ?2 RETURNING tries",
+                 WHERE lane = ?1 AND sort_key = ?2",
             )?
-            .query_row(
-                params![
-                    id,
-                    settled.key.as_bytes(),
-                    settled.failing_since.map(nanos),
-                    settled.progress,
-                    settled.marks.possible_repeat,
-                    parked_until
-                ],
-                |row| row.get(0),
-            )
-            .optional()
+            .execute(params![
+                lane,
+                key,
+                kept.failing_since,
+                kept.progress,
+                kept.may_have_arrived,
+                kept.parked_until
+            ])?;
+        Ok(changed > 0)
     }
 
-    fn lane_row(&self, id: i64) -> rusqlite::Result<Option<LaneRow>> {
+    /// The lane of a lease, and whether that is still its holder's.
+    fn leased_lane(&self, lease: &Lease, holder: i64) -> rusqlite::Result<Option<(LaneRow, bool)>> {
+        // The call as well: a lane that was dropped leaves its number to a new one, which begins at
+        // the same epoch.
+        let (call, lane) = lease.hold.key();
         self.connection
             .prepare_cached(
-                "SELECT epoch, leased, kind, number, instance, route, sink, batch_upto
-                 FROM lane WHERE id = ?1",
+                "SELECT id, kind, number, instance, route, sink,
+                   coalesce(lease.epoch = ?2 AND lease.holder = ?3 AND lease.call = ?4, 0)
+                 FROM lane LEFT JOIN lease ON lease.lane = lane.id WHERE id = ?1",
             )?
-            .query_row([id], |row| {
-                Ok(LaneRow {
-                    epoch: row.get(0)?,
-                    leased: row.get(1)?,
-                    kind: row.get(2)?,
-                    number: row.get(3)?,
-                    instance: row.get(4)?,
-                    route: row.get(5)?,
-                    sink: row.get(6)?,
-                    batch_upto: row.get(7)?,
-                })
+            .query_row([lane.0, lease.epoch, holder, call], |row| {
+                Ok((lane_row(row)?, row.get(6)?))
             })
             .optional()
     }
@@ -302,6 +416,17 @@ impl Tables<'_> {
         route: i64,
         sink: i64,
         settled: &Settled,
+    ) -> rusqlite::Result<()> {
+        self.insert_outcome_as(event, route, sink, settled, &settled.ending.outcome())
+    }
+
+    pub(super) fn insert_outcome_as(
+        &self,
+        event: i64,
+        route: i64,
+        sink: i64,
+        settled: &Settled,
+        outcome: &Outcome,
     ) -> rusqlite::Result<()> {
         self.connection
             .prepare_cached(
@@ -314,7 +439,7 @@ impl Tables<'_> {
                 route,
                 sink,
                 nanos(settled.at),
-                settled.outcome.word(),
+                outcome.word(),
                 mark_bits(&settled.marks),
                 late_nanos(settled),
                 settled.answer,
@@ -328,6 +453,19 @@ impl Tables<'_> {
         self.connection
             .prepare_cached("UPDATE lane SET high = max(coalesce(high, x''), ?2) WHERE id = ?1")?
             .execute(params![lane, to])?;
+        Ok(())
+    }
+
+    /// Drops a lane of one event that nothing waits in any more.
+    pub(super) fn drop_if_empty(&self, lane: &LaneRow) -> rusqlite::Result<()> {
+        if lane.kind == KIND_OWN {
+            self.connection
+                .prepare_cached(
+                    "DELETE FROM lane WHERE id = ?1 AND due_at IS NULL
+                     AND NOT EXISTS (SELECT 1 FROM waiting WHERE lane = ?1)",
+                )?
+                .execute([lane.id])?;
+        }
         Ok(())
     }
 
@@ -351,4 +489,41 @@ impl Tables<'_> {
             ])?;
         Ok(())
     }
+
+    /// Ends rows that wait and that nobody carries: buried or handed over by hand or by a fallback.
+    pub(super) fn end_unleased(
+        &mut self,
+        lane: &LaneRow,
+        settled: &[Settled],
+    ) -> rusqlite::Result<()> {
+        for it in settled {
+            let key = it.key.as_bytes();
+            let Some(gone) = self.take_out(lane.id, key, i64::MAX)? else {
+                continue;
+            };
+            if let Ending::Diverted { to } = &it.ending {
+                self.hand_over(lane, (it.event.0, key), &gone, it, to)?;
+                continue;
+            }
+            if it.ending == Ending::Dead {
+                self.insert_dead(lane, it, gone.tries)?;
+            }
+            self.insert_outcome(it.event.0, lane.route, lane.sink, it)?;
+            self.book(lane.sink, it.at).count(&it.ending.outcome(), 1);
+        }
+        self.make_due(lane.id)?;
+        self.drop_if_empty(lane)
+    }
+}
+
+/// Reads the columns `id, kind, number, instance, route, sink` of a lane.
+pub(super) fn lane_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<LaneRow> {
+    Ok(LaneRow {
+        id: row.get(0)?,
+        kind: row.get(1)?,
+        number: row.get(2)?,
+        instance: row.get(3)?,
+        route: row.get(4)?,
+        sink: row.get(5)?,
+    })
 }

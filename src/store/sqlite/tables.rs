@@ -1,29 +1,51 @@
-//! One transaction's view of the tables, and what is remembered between transactions.
+//! One transaction's view of the tables, and the little that is remembered between transactions.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use crate::store::rows::{Change, MOST_COMMANDS, day};
+use crate::event::CommandStatus;
+use crate::store::rules::books::Change;
+use crate::store::rules::columns::{day, nanos};
+use crate::store::rules::number::{certificate_no, command_no, name_no};
+use crate::store::{Append, Certificate};
 
-/// What was looked up before and cannot have changed, since one thread alone writes. Forgotten when
-/// a transaction fails: part of it may never have been written.
+/// How many commands are remembered to be there; a row that is forgotten here is written again.
+const MOST_COMMANDS: usize = 4096;
+
+/// How often the last event of a command is noted, in nanoseconds.
+const NOTED_EVERY: i64 = 60_000_000_000;
+
+/// Rows that are known to be there, since one thread alone writes. Forgotten when a transaction
+/// fails: part of it may never have been written.
 #[derive(Default)]
 pub(super) struct Known {
     names: HashMap<Arc<str>, i64>,
     texts: HashMap<i64, Arc<str>>,
-    commands: HashMap<String, i64>,
+    /// When the last event of each command was noted.
+    commands: HashMap<i64, i64>,
+    /// On which day the use of each certificate was noted.
+    certificates: HashMap<i64, i64>,
+    /// The settings in force.
+    pub(super) generation: Option<i64>,
     /// Whether a sink has threads at all.
     threaded: HashMap<i64, bool>,
-    /// The latest time that a lease was asked at.
-    pub(super) latest: i64,
 }
 
-/// When the first of what waits in the lane `?1` may go, in SQL; none when nothing waits. What goes
-/// alone does not heed the lane's own `not_before`. Two looks at the ends of an index, however much
-/// waits.
+impl Known {
+    /// Nothing but the settings in force, whose row was committed long ago.
+    pub(super) fn only_generation(&self) -> Self {
+        Self {
+            generation: self.generation,
+            ..Self::default()
+        }
+    }
+}
+
+/// When the first of the rows in the lane `?1` may go, in SQL; null when nothing waits. What goes
+/// alone heeds no `not_before` of the lane. Two looks at the ends of an index, however much waits.
 macro_rules! earliest_release {
     ($not_before:literal) => {
         concat!(
@@ -36,21 +58,11 @@ macro_rules! earliest_release {
 }
 pub(super) use earliest_release;
 
-impl Known {
-    /// Nothing but the time.
-    pub(super) fn at(latest: i64) -> Self {
-        Self {
-            latest,
-            ..Self::default()
-        }
-    }
-}
-
 /// The tables within one transaction.
 pub(super) struct Tables<'t> {
     pub(super) connection: &'t Connection,
     pub(super) known: &'t mut Known,
-    tally: HashMap<(i64, i64), Change>,
+    tally: BTreeMap<(i64, i64), Change>,
 }
 
 impl<'t> Tables<'t> {
@@ -58,22 +70,19 @@ impl<'t> Tables<'t> {
         Self {
             connection,
             known,
-            tally: HashMap::new(),
+            tally: BTreeMap::new(),
         }
     }
 
-    /// The number of a topic, route or sink, given when it is first met.
+    /// The number of a topic, route or sink, whose text is kept from here on.
     pub(super) fn name(&mut self, text: &str) -> rusqlite::Result<i64> {
         if let Some(number) = self.known.names.get(text) {
             return Ok(*number);
         }
+        let number = name_no(text);
         self.connection
-            .prepare_cached("INSERT INTO name (text) VALUES (?1) ON CONFLICT DO NOTHING")?
-            .execute([text])?;
-        let number = self
-            .connection
-            .prepare_cached("SELECT id FROM name WHERE text = ?1")?
-            .query_row([text], |row| row.get(0))?;
+            .prepare_cached("INSERT INTO name (id, text) VALUES (?1, ?2) ON CONFLICT DO NOTHING")?
+            .execute(params![number, text])?;
         let text: Arc<str> = text.into();
         self.known.names.insert(Arc::clone(&text), number);
         self.known.texts.insert(number, text);
@@ -94,36 +103,64 @@ impl<'t> Tables<'t> {
         Ok(text)
     }
 
-    /// The number of a command, given when it is first met.
-    pub(super) fn command(&mut self, id: &str) -> rusqlite::Result<i64> {
-        if let Some(number) = self.known.commands.get(id) {
-            return Ok(*number);
+    /// The number of the command that an event tells of, which is kept from here on.
+    pub(super) fn command(
+        &mut self,
+        append: &Append,
+        command: &CommandStatus,
+    ) -> rusqlite::Result<i64> {
+        let event = &append.event;
+        let (trust, account, region) = (&*append.trust, &event.account, &event.region);
+        let number = command_no(trust, account, region, &command.command);
+        let now = nanos(append.received_at);
+        let noted = self.known.commands.get(&number);
+        if noted.is_some_and(|noted| now - noted < NOTED_EVERY) {
+            return Ok(number);
         }
-        let found = self
-            .connection
-            .prepare_cached("SELECT no FROM command WHERE id = ?1")?
-            .query_row([id], |row| row.get(0))
-            .optional()?;
-        let number = if let Some(number) = found {
-            number
-        } else {
-            self.connection
-                .prepare_cached(
-                    "INSERT INTO command (id, first_event)
-                     VALUES (?1, (SELECT coalesce(max(id), 0) + 1 FROM event))",
-                )?
-                .execute([id])?;
-            self.connection.last_insert_rowid()
-        };
+        self.connection
+            .prepare_cached(
+                "INSERT INTO command (no, trust, account, region, id, first_event, last_event_at)
+                 VALUES (?1, ?2, ?3, ?4, ?5, (SELECT coalesce(max(id), 0) + 1 FROM event), ?6)
+                 ON CONFLICT DO UPDATE SET last_event_at = max(last_event_at, ?6)",
+            )?
+            .execute(params![
+                number,
+                trust,
+                account,
+                region,
+                command.command,
+                now
+            ])?;
         if self.known.commands.len() >= MOST_COMMANDS {
             self.known.commands.clear();
         }
-        self.known.commands.insert(id.to_owned(), number);
+        self.known.commands.insert(number, now);
         Ok(number)
     }
 
-    /// What a sink calls the message to which notices of a command refer, and up to which event it
-    /// has been told of.
+    /// The number of a certificate that verified something on the day of `at`, kept from here on.
+    pub(super) fn certificate(
+        &mut self,
+        certificate: &Certificate,
+        at: Timestamp,
+    ) -> rusqlite::Result<i64> {
+        let number = certificate_no(&certificate.sha256);
+        let day = day(at);
+        if self.known.certificates.get(&number) == Some(&day) {
+            return Ok(number);
+        }
+        self.connection
+            .prepare_cached(
+                "INSERT INTO certificate (no, sha256, pem, last_used_day) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT DO UPDATE SET last_used_day = max(last_used_day, ?4)",
+            )?
+            .execute(params![number, certificate.sha256, certificate.pem, day])?;
+        self.known.certificates.insert(number, day);
+        Ok(number)
+    }
+
+    /// The name that a sink gave to the message to which notices of a command refer, and how many
+    /// troubles of the command were told with it.
     pub(super) fn thread(
         &mut self,
         sink: i64,
@@ -142,7 +179,7 @@ impl<'t> Tables<'t> {
         }
         self.connection
             .prepare_cached(
-                "SELECT message, told_upto FROM thread
+                "SELECT message, told FROM thread
                  WHERE sink = ?1 AND route = ?2 AND command_no = ?3",
             )?
             .query_row([sink, route, command_no], |row| {
@@ -151,31 +188,29 @@ impl<'t> Tables<'t> {
             .optional()
     }
 
-    /// Remembers the message to which later notices of an event's command refer. All that had
-    /// arrived when `lane` was leased has been told with it.
+    /// Remembers the message to which later notices of an event's command refer, with how many
+    /// `troubles` of it were told.
     pub(super) fn keep_thread(
         &mut self,
-        sink: i64,
-        route: i64,
+        (sink, route): (i64, i64),
         event: i64,
-        lane: i64,
+        troubles: i64,
         message: &str,
     ) -> rusqlite::Result<()> {
         self.connection
             .prepare_cached(
-                "INSERT INTO thread (sink, route, command_no, message, told_upto)
-                 SELECT ?1, ?2, command_no, ?5,
-                   coalesce((SELECT leased_at_event FROM lane WHERE id = ?4), ?3)
+                "INSERT INTO thread (sink, route, command_no, message, told)
+                 SELECT ?1, ?2, command_no, ?5, ?4
                  FROM event WHERE id = ?3 AND command_no IS NOT NULL
                  ON CONFLICT DO UPDATE SET message = excluded.message,
-                   told_upto = max(told_upto, excluded.told_upto)",
+                   told = max(told, excluded.told)",
             )?
-            .execute(params![sink, route, event, lane, message])?;
+            .execute(params![sink, route, event, troubles, message])?;
         self.known.threaded.insert(sink, true);
         Ok(())
     }
 
-    /// Forgets the commands: some of them were deleted.
+    /// Forgets which commands are there: some of them were deleted.
     pub(super) fn forget_commands(&mut self) {
         self.known.commands.clear();
     }
@@ -185,7 +220,7 @@ impl<'t> Tables<'t> {
         self.tally.entry((sink, day(at))).or_default()
     }
 
-    /// Writes what was changed in the books, once for the whole transaction.
+    /// Writes the changes of the books, once for the whole transaction.
     pub(super) fn write_tally(&mut self) -> rusqlite::Result<()> {
         let mut statement = self.connection.prepare_cached(
             "INSERT INTO tally (sink, day, owed, sent, muted, redundant, dropped, dead)
@@ -193,7 +228,7 @@ impl<'t> Tables<'t> {
              ON CONFLICT DO UPDATE SET owed = owed + ?3, sent = sent + ?4, muted = muted + ?5,
                redundant = redundant + ?6, dropped = dropped + ?7, dead = dead + ?8",
         )?;
-        for ((sink, day), it) in self.tally.drain() {
+        for ((sink, day), it) in std::mem::take(&mut self.tally) {
             statement.execute(params![
                 sink,
                 day,

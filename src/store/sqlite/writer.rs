@@ -15,9 +15,11 @@ use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 use tokio::sync::{mpsc, oneshot};
 
-use super::faults::{is_full, is_of_the_data, translate};
+use super::errors::{is_full, is_of_the_data, translate};
 use super::tables::{Known, Tables};
+use crate::clock::Clock;
 use crate::store::StoreError;
+use crate::store::rules::columns::nanos;
 
 /// How many jobs share a transaction at most.
 const LARGEST_BATCH: usize = 256;
@@ -29,8 +31,15 @@ const BUSY: usize = 8;
 /// wait to whoever waits with many others, and one that comes by itself never waits.
 const LINGER: Duration = Duration::from_millis(1);
 
+/// How often the logical time is written with whatever else is, in nanoseconds.
+const NOTED_EVERY: i64 = 1_000_000_000;
+
 /// Changes the file; `app` gives it a thread.
 pub struct Writer {
+    /// The store's logical time.
+    pub(super) clock: Clock,
+    /// The logical time that was written last.
+    pub(super) noted: i64,
     pub(super) connection: Connection,
     /// Held for as long as the file is ours.
     pub(super) _lock: File,
@@ -80,6 +89,22 @@ where
 }
 
 impl Writer {
+    /// Writes what waits now, without waiting for more; whether there was anything. For whoever
+    /// drives the store step by step in place of [`Writer::run`].
+    pub fn turn(&mut self) -> bool {
+        let mut batch = Vec::new();
+        while batch.len() < LARGEST_BATCH
+            && let Ok(job) = self.jobs.try_recv()
+        {
+            batch.push(job);
+        }
+        let any = !batch.is_empty();
+        if any {
+            self.write(batch);
+        }
+        any
+    }
+
     /// Writes until nobody can ask for anything any more.
     pub fn run(mut self) {
         let mut batch = Vec::with_capacity(LARGEST_BATCH);
@@ -147,7 +172,7 @@ impl Writer {
         if jobs.is_empty() {
             return Ok(());
         }
-        let latest = self.known.latest;
+        let generation = self.known.only_generation();
         match self.attempt(&mut jobs) {
             Ok(()) => {
                 tracing::trace!(target: "runbell::point", "committed");
@@ -157,8 +182,8 @@ impl Writer {
                 Ok(())
             }
             Err(error) => {
-                // What the transaction taught is no longer so.
-                self.known = Known::at(latest);
+                // The rows that the transaction made are not there.
+                self.known = generation;
                 Err(Failed { jobs, error })
             }
         }
@@ -168,12 +193,27 @@ impl Writer {
         let transaction = self
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let before = transaction.total_changes();
         let mut tables = Tables::new(&transaction, &mut self.known);
         for job in jobs {
             job.write(&mut tables)?;
         }
         tables.write_tally()?;
-        transaction.commit()
+        // After a restart nothing that was written now may lie further ahead than it does. Where
+        // nothing was written, the commit costs no fsync, and must not cost one for this.
+        let now = nanos(self.clock.now());
+        let is_noted =
+            transaction.total_changes() == before || now < self.noted.saturating_add(NOTED_EVERY);
+        if !is_noted {
+            transaction
+                .prepare_cached("UPDATE clock SET latest = max(latest, ?1)")?
+                .execute([now])?;
+        }
+        transaction.commit()?;
+        if !is_noted {
+            self.noted = now;
+        }
+        Ok(())
     }
 }
 
