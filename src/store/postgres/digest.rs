@@ -2,14 +2,16 @@
 
 use tokio_postgres::Error;
 
-use super::lease::{Due, Found, waiting_columns, waiting_of};
+use super::lease::Asked;
 use super::read::{EVENT, text};
 use super::tables::{Tables, span};
+use super::waiting::{Bounded, Found, waiting_columns, waiting_of};
 use crate::delivery::Digest;
 use crate::event::Status;
-use crate::store::rows::{
-    Batch, MOST_TROUBLED, RawEvent, RawWaiting, Room, Taken, count_ended, says_more,
-};
+use crate::store::rules::columns::RawEvent;
+use crate::store::rules::digest::{MOST_TROUBLED, count_ended, says_more};
+use crate::store::rules::lease::{Batch, RawWaiting, Room, Taken};
+use crate::store::rules::step::troubled;
 
 /// How the command of a lane stands.
 struct Standing {
@@ -20,48 +22,53 @@ struct Standing {
     troubles: i64,
 }
 
-impl Tables<'_> {
-    /// The batch of a digest, by its last delivery, which stands for all before it; and of how many
-    /// troubles it tells. A batch that was tried before stays what it was. All that waits goes when
-    /// the command is over.
+impl Tables<'_, '_> {
+    /// The batch of a digest, by its last delivery, which stands for all before it; none when nothing
+    /// may go. A batch that was tried before ends where it did. Everything goes when the command is
+    /// over.
     pub(super) async fn batch(
         &self,
-        due: &Due,
-        sink: i64,
-        now: i64,
+        due: &Bounded,
+        asked: Asked,
         room: &mut Room,
-    ) -> Result<(Batch, i64), Error> {
-        let alone = self.alone(due, now, room).await?;
-        if !alone.is_empty() || due.not_before > now {
-            let taken = self.take(alone, due, sink, room).await?;
-            return Ok((Batch::plain(taken), 0));
+    ) -> Result<Option<Batch>, Error> {
+        let alone = self.alone(due, asked.now, room).await?;
+        if !alone.is_empty() || due.due.not_before > asked.now {
+            let taken = self.choose(alone, due, asked.sink, room).await?;
+            return Ok((!taken.is_empty()).then(|| Batch::plain(taken)));
         }
-        let mut last = self.last_of_batch(due, now).await?;
-        let standing = self.standing(due, sink).await?;
+        let mut last = self.last_of_batch(due, asked.now).await?;
+        let standing = self.standing(due, asked.sink).await?;
         let Standing {
             digest,
             summary,
             troubles,
         } = standing;
-        if last.is_none() && digest.is_over() && !self.waits(due.lane, summary.as_ref()).await? {
+        if last.is_none() && digest.is_over() && !self.waits(due.due.lane, summary.as_ref()).await?
+        {
             last = self.last_of_batch(due, i64::MAX).await?;
         }
         let Some(last) = last else {
-            return Ok((Batch::plain(Vec::new()), 0));
+            return Ok(None);
         };
-        let batch = Batch {
-            waiting: self.take(vec![last], due, sink, room).await?,
+        let taken = self.choose(vec![last], due, asked.sink, room).await?;
+        if taken.iter().any(|(_, event)| event.is_none()) {
+            // It can tell nothing, and costs itself alone; the next look finds another last.
+            return Ok(Some(Batch::plain(taken)));
+        }
+        Ok(Some(Batch {
+            taken,
             digest: Some(digest),
             summary,
-        };
-        Ok((batch, troubles))
+            troubles,
+        }))
     }
 
-    /// Deliveries with their events, as many as there is room for.
-    async fn take(
+    /// Rows with their events, as many as there is room for.
+    async fn choose(
         &self,
         found: Vec<Found>,
-        due: &Due,
+        due: &Bounded,
         sink: i64,
         room: &mut Room,
     ) -> Result<Taken, Error> {
@@ -70,28 +77,32 @@ impl Tables<'_> {
             if room.is_full() {
                 break;
             }
-            room.take(usize::try_from(bytes).unwrap_or_default());
+            room.take(bytes);
             rows.push(row);
         }
         let taken = self.with_events(vec![(due, rows)], sink).await?;
         Ok(taken.into_iter().flat_map(|(_, taken)| taken).collect())
     }
 
-    /// The last of what may go at `now`, or of the batch that was tried before.
-    async fn last_of_batch(&self, due: &Due, now: i64) -> Result<Option<Found>, Error> {
+    /// The last of the rows that may go at `now`, or of the batch that was tried before: the row that
+    /// was tried stands at its end.
+    async fn last_of_batch(&self, due: &Bounded, now: i64) -> Result<Option<Found>, Error> {
         let row = self
             .query_opt(
                 concat!(
                     "SELECT ",
                     waiting_columns!(),
-                    " FROM waiting
-                     WHERE lane = $1 AND NOT alone AND sort_key <= coalesce($3, (
-                       SELECT sort_key FROM waiting
-                       WHERE lane = $1 AND NOT alone AND release_at <= $2
-                       ORDER BY sort_key DESC LIMIT 1))
-                     ORDER BY sort_key DESC LIMIT 1"
+                    " FROM waiting WHERE lane = $1 AND sort_key = coalesce(
+                       (SELECT sort_key FROM waiting
+                        WHERE lane = $1 AND NOT alone AND sort_key >= $3
+                          AND (tries > 0 OR possible_repeat)
+                        ORDER BY sort_key DESC LIMIT 1),
+                       (SELECT sort_key FROM waiting
+                        WHERE lane = $1 AND NOT alone AND sort_key >= $3
+                          AND release_at >= $4 AND release_at <= $2
+                        ORDER BY sort_key DESC LIMIT 1))"
                 ),
-                &[&due.lane, &now, &due.batch_upto],
+                &[&due.due.lane, &now, &due.first_key, &due.first_release],
             )
             .await?;
         row.as_ref().map(waiting_of).transpose()
@@ -110,44 +121,46 @@ impl Tables<'_> {
         .try_get(0)
     }
 
-    async fn standing(&self, due: &Due, sink: i64) -> Result<Standing, Error> {
-        let command_no = due.number;
-        let told: i64 = self
-            .query_one(
-                "SELECT coalesce((SELECT told FROM thread
-                   WHERE command_no = $1 AND sink = $2 AND route = $3), 0)",
-                &[&command_no, &sink, &due.route],
-            )
-            .await?
-            .try_get(0)?;
+    async fn standing(&self, due: &Bounded, sink: i64) -> Result<Standing, Error> {
+        let command_no = due.due.number;
         let mut digest = Digest::default();
+        // One statement: all counts are of one moment.
         let rows = self
             .query(
-                "SELECT ended, count(*), sum(troubles)::bigint FROM (
-                   SELECT CASE WHEN bool_or(status = 'Failed') THEN 'Failed'
-                     WHEN bool_or(status = 'TimedOut') THEN 'TimedOut'
-                     WHEN bool_or(status = 'Cancelled') THEN 'Cancelled'
-                     WHEN bool_or(status = 'Success') THEN 'Success' ELSE 'InProgress' END AS ended,
-                     count(*) FILTER (WHERE status IN ('Failed', 'TimedOut', 'Cancelled')) AS troubles
-                   FROM step WHERE command_no = $1 AND instance <> '' GROUP BY instance) AS each
-                 GROUP BY ended",
-                &[&command_no],
+                concat!(
+                    "SELECT ended, count(*), sum(troubles)::bigint, coalesce((SELECT told FROM thread
+                       WHERE command_no = $1 AND sink = $2 AND route = $3), 0)
+                     FROM (
+                       SELECT CASE WHEN bool_or(status = 'Failed') THEN 'Failed'
+                         WHEN bool_or(status = 'TimedOut') THEN 'TimedOut'
+                         WHEN bool_or(status = 'Cancelled') THEN 'Cancelled'
+                         WHEN bool_or(status = 'Success') THEN 'Success' ELSE 'InProgress' END AS ended,
+                         count(*) FILTER (WHERE status IN ",
+                    troubled!(),
+                    ") AS troubles
+                       FROM step WHERE command_no = $1 AND instance <> '' GROUP BY instance) AS each
+                     GROUP BY ended"
+                ),
+                &[&command_no, &sink, &due.due.route],
             )
             .await?;
-        let mut troubles = 0;
+        let (mut troubles, mut told) = (0, 0);
         for row in &rows {
             let count = row.try_get::<_, i64>(1)?.unsigned_abs();
             count_ended(&mut digest, row.try_get(0)?, count);
             troubles += row.try_get::<_, i64>(2)?;
+            told = row.try_get(3)?;
         }
         // Steps are only ever added: more troubles than were told are news.
         digest.has_news = troubles > told;
         let rows = self
             .query(
-                "SELECT instance, status FROM step
-                 WHERE command_no = $1 AND instance <> ''
-                   AND status IN ('Failed', 'TimedOut', 'Cancelled')
-                 ORDER BY event DESC, instance LIMIT $2",
+                concat!(
+                    "SELECT instance, status FROM step
+                     WHERE command_no = $1 AND instance <> '' AND status IN ",
+                    troubled!(),
+                    " ORDER BY event_time DESC, instance, status LIMIT $2"
+                ),
                 &[&command_no, &MOST_TROUBLED],
             )
             .await?;
@@ -158,7 +171,7 @@ impl Tables<'_> {
         let said = self
             .query(
                 "SELECT status, event FROM step WHERE command_no = $1 AND instance = ''
-                 ORDER BY event DESC",
+                 ORDER BY event_time DESC, status",
                 &[&command_no],
             )
             .await?;
@@ -181,7 +194,7 @@ impl Tables<'_> {
         })
     }
 
-    /// One event, if it is kept.
+    /// One event, if its row is there.
     pub(super) async fn raw_event(&self, id: i64) -> Result<Option<RawEvent>, Error> {
         let (start, end) = span(&[id]);
         let row = self

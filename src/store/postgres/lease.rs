@@ -1,119 +1,249 @@
 //! Handing out the prefix of each due lane that may go, beside other replicas that do the same.
 //!
-//! A lane that somebody else is at is passed over, and found again at the next look. What a lease
-//! holds is freed when its replica gives no sign of life any more.
+//! A lane that somebody has locked is passed over, and found again at the next look. A cheap look
+//! comes first, so that a replica with nothing to do asks one statement.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use jiff::Timestamp;
-use tokio_postgres::{Error, Row};
+use tokio_postgres::Error;
 
-use super::append::each;
-use super::read::{EVENT, optional_text};
-use super::tables::{Tables, earliest_release, span};
+use super::shared::Shared;
+use super::tables::{Path, Tables, each, earliest_release};
+use super::waiting::Bounded;
 use crate::delivery::SortKey;
-use crate::event::Status;
-use crate::store::rows::{
-    Batch, KIND_DIGEST, RawEvent, RawLane, RawLeased, RawWaiting, Room, Taken, nanos, rows,
-};
-use crate::store::{Lane, LaneId};
+use crate::store::StoreError;
+use crate::store::leased::{RawLane, RawLeased};
+use crate::store::rules::columns::{length, nanos, rows};
+use crate::store::rules::lease::{Batch, Bounds, PASSED_OVER, Room, SPARE_LANES};
+use crate::store::rules::step::KIND_DIGEST;
+use crate::store::rules::time::latest_wait;
 
-/// How soon a lane that somebody else was at is looked at again.
-const PASSED_OVER: i64 = 20_000_000;
+/// How many pages of lanes one transaction looks at. What it passed over stays passed over, and the
+/// next transaction goes on.
+const MOST_PAGES: usize = 16;
 
-/// The columns of [`RawWaiting`], in order.
-macro_rules! waiting_columns {
-    () => {
-        "sort_key, event, alone, tries, failing_since, resent, possible_repeat, progress, high_then,
-         instead_of, bytes"
-    };
+/// For how long one transaction looks. A digest costs some questions of its own, so that a page of
+/// those that yield nothing could take longer than a transaction may, and be looked at for ever.
+const LOOKS_FOR: Duration = Duration::from_millis(500);
+
+/// A take, and who asks for it.
+#[derive(Clone, Copy)]
+pub(super) struct Asked {
+    pub(super) sink: i64,
+    pub(super) call: i64,
+    pub(super) now: i64,
+    pub(super) limit: usize,
+    /// Whether leases of others that have run out may be freed.
+    may_free: bool,
+    /// No lane of the sink is due before this.
+    low: i64,
 }
-pub(super) use waiting_columns;
 
-pub(super) struct Due {
-    pub(super) lane: i64,
-    kind: i64,
-    pub(super) number: i64,
-    pub(super) batch_upto: Option<Vec<u8>>,
-    pub(super) route: i64,
-    epoch: i64,
-    high: Option<SortKey>,
-    pub(super) not_before: i64,
+/// From where on a sink's due lanes are looked for.
+///
+/// Each lease and each end of one leaves an entry in the index over `due_at`, which stays there for
+/// as long as anybody's snapshot is older. Nothing is made due before the time of whoever makes it,
+/// so no lane can be due much earlier than the earliest that was seen; the margin is longer than a
+/// transaction lives and than two replicas' clocks may differ.
+#[derive(Clone, Copy)]
+pub(super) struct Low {
+    due_at: i64,
+    /// Boot time of the last look without a bound.
+    looked_at: Duration,
+    /// How many lanes were leased since: so many entries are walked over by a look without one.
+    leased: usize,
 }
 
-/// What waits, and how large its message is.
-pub(super) type Found = (RawWaiting, i64);
+const MARGIN: i64 = 10_000_000_000;
+const FULL_LOOK_EVERY: Duration = Duration::from_mins(1);
+const FEW: usize = 256;
 
-/// What a look at a sink says before anything is taken.
+/// The findings of a look at a sink before anything is taken.
 pub(super) struct Look {
-    pub(super) rests_until: Option<i64>,
-    pub(super) in_trouble_since: Option<i64>,
-    pub(super) next_due: Option<i64>,
+    backoff_until: Option<i64>,
+    failing_since: Option<i64>,
+    next_due: Option<i64>,
 }
 
 impl Look {
-    /// Whether there is something to take at `now`; what else there is to say.
-    pub(super) fn answer(&self, now: i64) -> (bool, RawLeased) {
-        let rests = self.rests_until.filter(|until| *until > now);
-        let leased = RawLeased {
+    /// The answer where nothing is to be taken.
+    fn answer(&self, asked: Asked, latest: i64) -> Option<RawLeased> {
+        // A moment further ahead than any wait is a fault, and holds nothing up.
+        let is_over = |until: &i64| *until > asked.now && *until <= latest;
+        let backs_off = self.backoff_until.filter(is_over);
+        let is_due = self.next_due.is_some_and(|due| due <= asked.now);
+        (backs_off.is_some() || !is_due).then(|| RawLeased {
             lanes: Vec::new(),
-            next_due: rests.or(self.next_due),
-            in_trouble_since: self.in_trouble_since,
-        };
-        let is_due = rests.is_none() && self.next_due.is_some_and(|due| due <= now);
-        (is_due, leased)
+            next_due: backs_off.or(self.next_due),
+            failing_since: self.failing_since,
+        })
     }
 }
 
-impl Tables<'_> {
-    /// How a sink stands.
-    pub(super) async fn look(&self, sink: i64) -> Result<Look, Error> {
+impl Shared {
+    /// Leases due lanes of one sink, at most `limit` deliveries in all, for the take `call`.
+    pub(super) async fn lease(
+        &self,
+        sink: i64,
+        call: i64,
+        now: Timestamp,
+        limit: usize,
+    ) -> Result<RawLeased, StoreError> {
+        let now = nanos(now);
+        let asked = Asked {
+            sink,
+            call,
+            now,
+            limit,
+            may_free: self.own.register.may_free(),
+            low: self.low(sink),
+        };
+        let look = self.read(|tables| tables.look(asked).boxed()).await?;
+        self.learn_low(asked, look.next_due);
+        if let Some(answer) = look.answer(asked, latest_wait(now, self.own.terms.longest_wait)) {
+            return Ok(answer);
+        }
+        let mut leased = self
+            .write(Path::Deliver, |tables| tables.lease(asked).boxed())
+            .await?;
+        if let Some(low) = self.lows().get_mut(&sink) {
+            low.leased = low.leased.saturating_add(leased.lanes.len());
+        }
+        leased.failing_since = look.failing_since;
+        Ok(leased)
+    }
+
+    fn low(&self, sink: i64) -> i64 {
+        let boot = self.own.clock.boot();
+        let lows = self.lows();
+        let low = lows.get(&sink).filter(|low| {
+            low.leased >= FEW && boot.saturating_sub(low.looked_at) < FULL_LOOK_EVERY
+        });
+        low.map_or(i64::MIN, |low| low.due_at)
+    }
+
+    fn learn_low(&self, asked: Asked, next_due: Option<i64>) {
+        let seen = next_due.map_or(asked.now, |due| due.min(asked.now));
+        let due_at = seen.saturating_sub(MARGIN);
+        let boot = self.own.clock.boot();
+        let mut lows = self.lows();
+        let low = lows.entry(asked.sink).or_insert(Low {
+            due_at,
+            looked_at: boot,
+            leased: 0,
+        });
+        low.due_at = due_at;
+        // A look without a bound counts as a full one once the last of them is old: before that, few
+        // lanes were leased, and it saw no more than the bound would have shown.
+        if asked.low == i64::MIN && boot.saturating_sub(low.looked_at) >= FULL_LOOK_EVERY {
+            (low.looked_at, low.leased) = (boot, 0);
+        }
+    }
+}
+
+impl Tables<'_, '_> {
+    /// The standing of a sink. While no leases may be freed, those that have run out are not due.
+    async fn look(&self, asked: Asked) -> Result<Look, Error> {
         let row = self
             .query_one(
-                "SELECT (SELECT min(due_at) FROM lane WHERE sink = $1 AND due_at IS NOT NULL),
-                   (SELECT paused_until FROM sink WHERE name = $1),
-                   (SELECT trouble_since FROM sink WHERE name = $1)",
-                &[&sink],
+                "SELECT (SELECT min(due_at) FROM lane
+                     WHERE sink = $1 AND due_at >= $2 AND (NOT leased OR $3)),
+                   backoff_until, failing_since
+                 FROM (SELECT $1 AS name) AS it LEFT JOIN sink USING (name)",
+                &[&asked.sink, &asked.low, &asked.may_free],
             )
             .await?;
         Ok(Look {
             next_due: row.try_get(0)?,
-            rests_until: row.try_get(1)?,
-            in_trouble_since: row.try_get(2)?,
+            backoff_until: row.try_get(1)?,
+            failing_since: row.try_get(2)?,
         })
     }
 
-    /// Leases due lanes of one sink, at most `limit` deliveries in all.
-    pub(super) async fn lease(
+    async fn lease(&mut self, asked: Asked) -> Result<RawLeased, Error> {
+        let mut room = Room::new(asked.limit);
+        let mut leased = RawLeased::default();
+        let (mut pages, until) = (0, self.shared.own.clock.boot() + LOOKS_FOR);
+        let is_late = || self.shared.own.clock.boot() >= until;
+        // Each pass gives every lane that it sees a later due time, so the next sees others: a lane
+        // that yields nothing hides none. A lane that is freed on the way comes again in the next.
+        while !room.is_full() && pages < MOST_PAGES && (pages == 0 || !is_late()) {
+            let page = self.due_lanes(asked).await?;
+            if page.is_empty() {
+                break;
+            }
+            pages += 1;
+            let (expired, due): (Vec<_>, Vec<_>) = page.into_iter().partition(|it| it.due.leased);
+            // Their holders did not end them in time; whatever they began may have arrived.
+            let expired: BTreeMap<i64, bool> =
+                expired.iter().map(|it| (it.due.lane, true)).collect();
+            self.free(&expired).await?;
+            self.take(due, asked, until, (&mut room, &mut leased))
+                .await?;
+        }
+        leased.next_due = self.look(asked).await?.next_due;
+        // Lanes that somebody else has locked are due still, and to be looked at a little later.
+        let is_passed_over = pages < MOST_PAGES && !room.is_full() && !is_late();
+        if is_passed_over && leased.next_due.is_some_and(|due| due <= asked.now) {
+            leased.next_due = Some(asked.now.saturating_add(PASSED_OVER));
+        }
+        Ok(leased)
+    }
+
+    /// The next due lanes, locked.
+    async fn due_lanes(&self, asked: Asked) -> Result<Vec<Bounded>, Error> {
+        let page = asked.limit.saturating_add(SPARE_LANES);
+        let found = self
+            .query(
+                "SELECT id, kind, number, route, epoch, high, not_before, fed, leased, first_key,
+                   first_release
+                 FROM lane WHERE sink = $1 AND due_at >= $2 AND due_at <= $3 AND (NOT leased OR $4)
+                 ORDER BY due_at LIMIT $5 FOR UPDATE SKIP LOCKED",
+                &[
+                    &asked.sink,
+                    &asked.low,
+                    &asked.now,
+                    &asked.may_free,
+                    &rows(page),
+                ],
+            )
+            .await?;
+        found.iter().map(Bounded::of).collect()
+    }
+
+    /// Leases the lanes of one page of which anything may go, as far as there is room. Digests are
+    /// looked at until the boot time `until`; the rest of them stay due.
+    async fn take(
         &mut self,
-        sink: i64,
-        now: Timestamp,
-        limit: usize,
-    ) -> Result<RawLeased, Error> {
-        let now = nanos(now);
-        self.be_alive().await?;
-        let due = self.due_lanes(sink, now, limit).await?;
-        let (digests, plain): (Vec<_>, Vec<_>) =
-            due.into_iter().partition(|due| due.kind == KIND_DIGEST);
-        let mut room = Room::new(limit);
-        let (mut batches, mut too_early) = (Vec::new(), Vec::new());
-        for due in digests {
+        page: Vec<Bounded>,
+        asked: Asked,
+        until: Duration,
+        (room, leased): (&mut Room, &mut RawLeased),
+    ) -> Result<(), Error> {
+        let mut found = self.prefixes(&page, asked.now, room.deliveries).await?;
+        let (mut passed_over, mut plain, mut taken) = (Vec::new(), Vec::new(), Vec::new());
+        let mut has_looked = false;
+        for due in page {
             if room.is_full() {
                 break;
             }
-            let (batch, told) = self.batch(&due, sink, now, &mut room).await?;
-            if batch.waiting.is_empty() {
-                too_early.push(due.lane);
-            } else {
-                batches.push((due, batch, told));
+            if due.due.kind == KIND_DIGEST {
+                // One at least, so that every take comes further.
+                if std::mem::replace(&mut has_looked, true) && self.shared.own.clock.boot() >= until
+                {
+                    continue;
+                }
+                match self.batch(&due, asked, room).await? {
+                    Some(batch) => taken.push((due, batch)),
+                    None => passed_over.push(due.due.lane),
+                }
+                continue;
             }
-        }
-        let mut found = self.prefixes(&plain, now, room.deliveries).await?;
-        let mut chosen = Vec::new();
-        for due in plain {
-            let Some(found) = found.remove(&due.lane) else {
-                // It was due too early; say when it really is.
-                too_early.push(due.lane);
+            let Some(found) = found.remove(&due.due.lane) else {
+                passed_over.push(due.due.lane);
                 continue;
             };
             let mut rows = Vec::with_capacity(found.len());
@@ -121,319 +251,117 @@ impl Tables<'_> {
                 if room.is_full() {
                     break;
                 }
-                room.take(usize::try_from(bytes).unwrap_or_default());
+                room.take(bytes);
                 rows.push(row);
             }
-            if !rows.is_empty() {
-                chosen.push((due, rows));
-            }
+            plain.push((due, rows));
         }
-        for (due, taken) in self.with_events(chosen, sink).await? {
-            batches.push((due, Batch::plain(taken), 0));
+        for (due, rows) in self.with_events(plain, asked.sink).await? {
+            taken.push((due, Batch::plain(rows)));
         }
-        self.hold(&batches).await?;
-        self.make_due(&too_early).await?;
-        let mut leased = RawLeased {
-            next_due: self.next_due(sink).await?,
-            ..RawLeased::default()
-        };
-        for (due, batch, _) in batches {
+        self.hold(&taken, asked).await?;
+        self.pass_over(&passed_over, asked).await?;
+        let sink = self.text(asked.sink).await?;
+        for (due, batch) in taken {
             leased.lanes.push(RawLane {
-                lane: Lane {
-                    id: LaneId(due.lane),
-                    route: self.text(due.route).await?.as_ref().to_owned(),
-                    sink: self.text(sink).await?.as_ref().to_owned(),
-                    epoch: due.epoch + 1,
-                    high: due.high,
-                    waiting: Vec::new(),
-                    digest: batch.digest,
-                },
-                waiting: batch.waiting,
-                summary: batch.summary,
+                route: self.text(due.due.route).await?.as_ref().to_owned(),
+                sink: sink.as_ref().to_owned(),
+                sink_no: asked.sink,
+                due: due.due,
+                batch,
             });
         }
-        if leased.lanes.is_empty() && leased.next_due.is_some_and(|due| due <= now) {
-            leased.next_due = Some(now + PASSED_OVER);
-        }
-        Ok(leased)
-    }
-
-    /// Makes lanes due when what waits in them says, in SQL: a value computed elsewhere could lose
-    /// what was appended meanwhile.
-    pub(super) async fn make_due(&self, lanes: &[i64]) -> Result<(), Error> {
-        if !lanes.is_empty() {
-            self.execute(
-                concat!(
-                    "UPDATE lane SET due_at = ",
-                    earliest_release!("lane.not_before"),
-                    " WHERE id = ANY($1)"
-                ),
-                &[&lanes],
-            )
-            .await?;
-        }
         Ok(())
     }
 
-    async fn next_due(&self, sink: i64) -> Result<Option<i64>, Error> {
-        self.query_one(
-            "SELECT min(due_at) FROM lane WHERE sink = $1 AND due_at IS NOT NULL",
-            &[&sink],
-        )
-        .await?
-        .try_get(0)
-    }
-
-    async fn due_lanes(&self, sink: i64, now: i64, limit: usize) -> Result<Vec<Due>, Error> {
-        let found = self
-            .query(
-                "SELECT id, route, epoch, high, not_before, kind, number, batch_upto FROM lane
-                 WHERE sink = $1 AND due_at <= $2 ORDER BY due_at LIMIT $3
-                 FOR UPDATE SKIP LOCKED",
-                &[&sink, &now, &rows(limit)],
-            )
-            .await?;
-        let due = found.iter().map(|row| {
-            Ok(Due {
-                lane: row.try_get(0)?,
-                route: row.try_get(1)?,
-                epoch: row.try_get(2)?,
-                high: row
-                    .try_get::<_, Option<Vec<u8>>>(3)?
-                    .map(SortKey::from_bytes),
-                not_before: row.try_get(4)?,
-                kind: row.try_get(5)?,
-                number: row.try_get(6)?,
-                batch_upto: row.try_get(7)?,
-            })
-        });
-        due.collect()
-    }
-
-    /// What of each lane may go. What goes alone neither waits for its turn nor brings others along;
-    /// of the rest, everything goes up to a delivery whose release has come.
-    async fn prefixes(
-        &self,
-        due: &[Due],
-        now: i64,
-        limit: usize,
-    ) -> Result<HashMap<i64, Vec<Found>>, Error> {
-        let mut found: HashMap<i64, Vec<Found>> = HashMap::new();
-        if due.is_empty() || limit == 0 {
-            return Ok(found);
-        }
-        let lanes = each(due, |due| due.lane);
-        // No more are asked for their keys than may go, however many wait.
-        let rows = self
-            .query(
-                concat!(
-                    "SELECT ",
-                    waiting_columns!(),
-                    ", due.lane
-                     FROM unnest($1::bigint[]) AS due (lane) CROSS JOIN LATERAL (
-                       SELECT * FROM waiting WHERE waiting.lane = due.lane AND alone
-                         AND release_at <= $3 ORDER BY release_at LIMIT $4) AS it
-                     UNION ALL
-                     SELECT ",
-                    waiting_columns!(),
-                    ", due.lane
-                     FROM unnest($1::bigint[], $2::bigint[]) AS due (lane, not_before)
-                     CROSS JOIN LATERAL (
-                       SELECT * FROM waiting WHERE waiting.lane = due.lane AND NOT alone
-                         AND due.not_before <= $3 AND sort_key <= (
-                           SELECT sort_key FROM (SELECT sort_key FROM waiting AS first
-                             WHERE first.lane = due.lane AND NOT alone AND release_at <= $3
-                             ORDER BY release_at LIMIT $4) AS released ORDER BY sort_key DESC LIMIT 1)
-                       ORDER BY sort_key LIMIT $4) AS it"
-                ),
-                &[&lanes, &each(due, |due| due.not_before), &now, &rows(limit)],
-            )
-            .await?;
-        for row in &rows {
-            let lane = found.entry(row.try_get(11)?).or_default();
-            // What goes alone comes first, and leaves the rest less room.
-            if lane.len() < limit {
-                lane.push(waiting_of(row)?);
-            }
-        }
-        for lane in found.values_mut() {
-            lane.sort_by(|(one, _), (other, _)| one.key.cmp(&other.key));
-        }
-        Ok(found)
-    }
-
-    /// What of a lane goes by itself.
-    pub(super) async fn alone(
-        &self,
-        due: &Due,
-        now: i64,
-        room: &Room,
-    ) -> Result<Vec<Found>, Error> {
-        self.query(
-            concat!(
-                "SELECT ",
-                waiting_columns!(),
-                " FROM waiting
-                 WHERE lane = $1 AND alone AND release_at <= $2 ORDER BY release_at LIMIT $3"
-            ),
-            &[&due.lane, &now, &rows(room.deliveries)],
-        )
-        .await?
-        .iter()
-        .map(waiting_of)
-        .collect()
-    }
-
-    /// Deliveries with their events, and what is known of others that told the same.
-    pub(super) async fn with_events<D: std::borrow::Borrow<Due>>(
-        &self,
-        chosen: Vec<(D, Vec<RawWaiting>)>,
-        sink: i64,
-    ) -> Result<Vec<(D, Taken)>, Error> {
-        let wanted = chosen
+    /// Makes lanes ours until they are settled. A lease's end is the lane's due time.
+    async fn hold(&self, taken: &[(Bounded, Batch)], asked: Asked) -> Result<(), Error> {
+        let bounds: Vec<_> = taken
             .iter()
-            .flat_map(|(due, rows)| rows.iter().map(|row| (row.event, due.borrow().route)));
-        let (events, routes): (Vec<i64>, Vec<i64>) = wanted.unzip();
-        if events.is_empty() {
-            return Ok(Vec::new());
-        }
-        let (start, end) = span(&events);
-        let rows = self
-            .query(
-                &format!(
-                    "SELECT {EVENT}, thread.message
-                     FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY AS wanted (event, route, place)
-                     JOIN event ON event.id = wanted.event AND sns_time >= $3 AND sns_time < $4
-                     LEFT JOIN thread ON thread.command_no = event.command_no
-                       AND thread.sink = $5 AND thread.route = wanted.route
-                     ORDER BY wanted.place"
-                ),
-                &[&events, &routes, &start, &end, &sink],
-            )
-            .await?;
-        let mut rows = rows.iter();
-        let mut all = Vec::with_capacity(chosen.len());
-        for (due, waiting) in chosen {
-            let mut taken = Vec::with_capacity(waiting.len());
-            for mut row in waiting {
-                let Some(found) = rows.next() else { break };
-                let mut event = self.event_of(found).await?;
-                row.thread = optional_text(found, 13)?;
-                self.complete(&mut row, &mut event, due.borrow(), sink)
-                    .await?;
-                taken.push((row, event));
-            }
-            all.push((due, taken));
-        }
-        Ok(all)
-    }
-
-    /// Adds to a delivery what is rarely to be known.
-    async fn complete(
-        &self,
-        row: &mut RawWaiting,
-        event: &mut RawEvent,
-        due: &Due,
-        sink: i64,
-    ) -> Result<(), Error> {
-        if let Some(first) = event.repeat_of
-            && !self.is_told(first, due, sink).await?
-        {
-            // The first notification of this step went elsewhere: here it is news.
-            event.repeat_of = None;
-        }
-        let high = if row.possible_repeat {
-            &row.high_then
-        } else {
-            &due.high
-        };
-        if high.as_ref().is_some_and(|high| row.key < *high) {
-            row.terminal_sent = self.is_ended(event, due.route, sink).await?;
-        }
-        if let Some(sink) = row.instead_of.0 {
-            row.instead_of.1 = Some(self.text(sink).await?.as_ref().to_owned());
-        }
-        Ok(())
-    }
-
-    /// Makes lanes ours until they are settled.
-    async fn hold(&self, batches: &[(Due, Batch, i64)]) -> Result<(), Error> {
-        if batches.is_empty() {
+            .filter_map(|(due, batch)| Some((due, Bounds::of(&batch.taken)?)))
+            .collect();
+        if bounds.is_empty() {
             return Ok(());
         }
-        let last = |(_, batch, _): &(Due, Batch, i64)| {
-            let last = batch.waiting.last();
-            last.map_or_else(Vec::new, |(row, _)| row.key.as_bytes().to_vec())
-        };
+        let own = &self.shared.own;
+        let lanes = each(&bounds, |(it, _)| it.due.lane);
         self.execute(
-            "UPDATE lane SET owner = $1, epoch = epoch + 1, due_at = NULL, leased_upto = it.upto,
-               batch_upto = CASE WHEN it.is_digest THEN it.upto ELSE batch_upto END,
-               leased_fed = fed, leased_told = it.told
-             FROM unnest($2::bigint[], $3::bytea[], $4::boolean[], $5::bigint[])
-               AS it (lane, upto, is_digest, told)
-             WHERE lane.id = it.lane",
+            "INSERT INTO lease (lane, epoch, holder, call, upto, upto_fed, alone_upto)
+             SELECT lane, epoch + 1, $1, $2, upto, fed, alone_upto
+             FROM unnest($3::bigint[], $4::bigint[], $5::bytea[], $6::bigint[], $7::bigint[])
+               AS it (lane, epoch, upto, fed, alone_upto)
+             ON CONFLICT (lane) DO UPDATE SET epoch = excluded.epoch, holder = excluded.holder,
+               call = excluded.call, upto = excluded.upto, upto_fed = excluded.upto_fed,
+               alone_upto = excluded.alone_upto",
             &[
-                &self.replica,
-                &each(batches, |(due, ..)| due.lane),
-                &each(batches, last),
-                &each(batches, |(_, batch, _)| batch.digest.is_some()),
-                &each(batches, |(.., told)| *told),
+                &own.holder,
+                &asked.call,
+                &lanes,
+                &each(&bounds, |(it, _)| it.due.epoch),
+                &each(&bounds, |(_, to)| to.upto.as_ref().map(SortKey::as_bytes)),
+                &each(&bounds, |(it, _)| it.due.fed),
+                &each(&bounds, |(_, to)| to.alone_upto),
+            ],
+        )
+        .await?;
+        self.execute(
+            "UPDATE lane SET leased = true, epoch = epoch + 1, due_at = $2 WHERE id = ANY($1)",
+            &[
+                &lanes,
+                &asked.now.saturating_add(length(own.terms.lease_for)),
             ],
         )
         .await?;
         Ok(())
     }
 
-    /// Whether an event was brought to this sink by this route, or is going to be in this lane.
-    async fn is_told(&self, event: i64, due: &Due, sink: i64) -> Result<bool, Error> {
-        self.query_one(
-            "SELECT EXISTS (SELECT 1 FROM outcome
-                 WHERE event = $1 AND route = $2 AND sink = $3 AND result = 'sent')
-               OR EXISTS (SELECT 1 FROM waiting WHERE lane = $4 AND event = $1)",
-            &[&event, &due.route, &sink, &due.lane],
-        )
-        .await?
-        .try_get(0)
-    }
-
-    /// Whether the terminal status of the thing that `event` says to be in progress was sent.
-    async fn is_ended(&self, event: &RawEvent, route: i64, sink: i64) -> Result<bool, Error> {
-        if event.status.as_deref() != Some(Status::InProgress.as_str()) {
-            return Ok(false);
+    /// Gives lanes that had nothing to send a later due time, so that none can stand first for ever.
+    /// Times further ahead than any wait are cut, with the bound that lies on them.
+    async fn pass_over(&self, lanes: &[i64], asked: Asked) -> Result<(), Error> {
+        if lanes.is_empty() {
+            return Ok(());
         }
-        let instance = event.instance.as_deref().unwrap_or_default().as_bytes();
-        self.query_one(
-            "SELECT EXISTS (
-               SELECT 1 FROM step JOIN outcome ON outcome.event = step.event
-               WHERE step.command_no = $1 AND step.instance = $2
-                 AND step.status IN ('Success', 'Failed', 'TimedOut', 'Cancelled')
-                 AND outcome.route = $3 AND outcome.sink = $4 AND outcome.result = 'sent')",
-            &[&event.command_no, &instance, &route, &sink],
+        let latest = latest_wait(asked.now, self.shared.own.terms.longest_wait);
+        self.execute(
+            "UPDATE waiting SET release_at = $2 WHERE lane = ANY($1)
+             AND alone = ANY('{false,true}'::boolean[]) AND release_at > $2",
+            &[&lanes, &latest],
         )
-        .await?
-        .try_get(0)
+        .await?;
+        self.execute(
+            concat!(
+                "UPDATE lane SET not_before = LEAST(not_before, $2),
+                   first_release = LEAST(first_release, $2), due_at = ",
+                earliest_release!(
+                    "LEAST(lane.not_before, $2)",
+                    "LEAST(lane.first_release, $2)",
+                    "$3"
+                ),
+                " WHERE id = ANY($1)"
+            ),
+            &[&lanes, &latest, &asked.now.saturating_add(PASSED_OVER)],
+        )
+        .await?;
+        Ok(())
     }
-}
 
-pub(super) fn waiting_of(row: &Row) -> Result<Found, Error> {
-    let key = |at| {
-        Ok(row
-            .try_get::<_, Option<Vec<u8>>>(at)?
-            .map(SortKey::from_bytes))
-    };
-    let waiting = RawWaiting {
-        key: SortKey::from_bytes(row.try_get(0)?),
-        event: row.try_get(1)?,
-        alone: row.try_get(2)?,
-        tries: u32::try_from(row.try_get::<_, i64>(3)?).unwrap_or(u32::MAX),
-        failing_since: row.try_get(4)?,
-        resent: row.try_get(5)?,
-        possible_repeat: row.try_get(6)?,
-        progress: optional_text(row, 7)?,
-        high_then: key(8)?,
-        terminal_sent: false,
-        thread: None,
-        instead_of: (row.try_get(9)?, None),
-    };
-    Ok((waiting, row.try_get(10)?))
+    /// Makes lanes due that are not leased when the rows in them say, in SQL: a value computed
+    /// elsewhere could lose an append of meanwhile. The bounds of their scans are raised on the way.
+    pub(super) async fn make_due(&self, lanes: &[i64]) -> Result<(), Error> {
+        if lanes.is_empty() {
+            return Ok(());
+        }
+        self.execute(
+            concat!(
+                "UPDATE lane SET ",
+                super::tables::raised_bounds!(),
+                ", due_at = ",
+                earliest_release!("lane.not_before", "lane.first_release", "$2"),
+                " WHERE id = ANY($1) AND NOT leased"
+            ),
+            &[&lanes, &self.now],
+        )
+        .await?;
+        Ok(())
+    }
 }

@@ -4,35 +4,48 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use secrecy::SecretString;
-use tokio_postgres::types::ToSql;
 use tokio_postgres::{Error, Row};
 
-use super::tables::{Tables, day_of_event, start_of_day};
+use super::tables::{Tables, day_of_event, first_of_day, start_of_day};
+use super::values::Value;
 use crate::delivery::{Outcome, from_nanos};
 use crate::sns::KnownCertificate;
-use crate::store::rows::{RawEvent, marks, rows, took};
+use crate::store::rules::columns::{RawEvent, marks, rows, took};
+use crate::store::rules::number::name_no;
+use crate::store::rules::step::{lane_key, terminal};
 use crate::store::{
-    Backlog, DeadLetter, DeadSelection, Delivery, EventId, EventQuery, PastOutcome, StoredEvent,
-    Subscription, Tally,
+    Backlog, DeadLetter, DeadSelection, Delivery, EventId, EventQuery, PastOutcome, RouteBacklog,
+    StoredEvent, Subscription, Tally,
 };
 
 /// The columns of [`RawEvent`], in order. What other events say of it is asked of the steps, which
-/// every replica sees alike.
-pub(super) const EVENT: &str = "event.id, event.topic, sns_time, message_id, envelope, received_at,
+/// every replica sees alike. An event is in conflict with another end that was known when it came;
+/// the first that told its step, also with one that came later. Numbers within their days grow with
+/// arrival.
+pub(super) const EVENT: &str = concat!(
+    "event.id, event.topic, sns_time, message_id, envelope, received_at,
     event.command_no, event.instance, event.status,
     (SELECT step.event FROM step WHERE step.command_no = event.command_no
        AND step.instance = event.instance AND step.status = event.status
-       AND step.event_time = event.event_time AND step.event <> event.id),
-    event.status IN ('Success', 'Failed', 'TimedOut', 'Cancelled') AND EXISTS (
+       AND step.event_time = event.event_time AND step.event <> event.id) AS repeat_of,
+    event.status IN ",
+    terminal!(),
+    " AND EXISTS (
        SELECT 1 FROM step WHERE step.command_no = event.command_no
        AND step.instance = event.instance AND step.status <> event.status
-       AND step.status IN ('Success', 'Failed', 'TimedOut', 'Cancelled')),
-    subject, body";
+       AND step.status IN ",
+    terminal!(),
+    " AND (step.event % 10000000000 < event.id % 10000000000 OR EXISTS (
+         SELECT 1 FROM step AS own WHERE own.command_no = event.command_no
+         AND own.instance = event.instance AND own.status = event.status
+         AND own.event_time = event.event_time AND own.event = event.id))) AS conflict,
+    subject, body"
+);
 
 /// Values with the types of their columns.
-type Values = Vec<Box<dyn ToSql + Sync + Send>>;
+type Values = Vec<Box<dyn Value + Send>>;
 
-impl Tables<'_> {
+impl Tables<'_, '_> {
     pub(super) async fn event_of(&self, row: &Row) -> Result<RawEvent, Error> {
         Ok(RawEvent {
             id: row.try_get(0)?,
@@ -59,9 +72,8 @@ impl Tables<'_> {
     ) -> Result<Option<EventId>, Error> {
         let row = self
             .query_opt(
-                "SELECT event.id FROM event JOIN name ON name.id = topic
-                 WHERE name.text = $1 AND sns_time = $2 AND message_id = $3",
-                &[&topic, &sent_at, &message_id.as_bytes()],
+                "SELECT id FROM event WHERE topic = $1 AND sns_time = $2 AND message_id = $3",
+                &[&name_no(topic), &sent_at, &message_id.as_bytes()],
             )
             .await?;
         row.map(|row| row.try_get(0).map(EventId)).transpose()
@@ -71,33 +83,34 @@ impl Tables<'_> {
         let mut sql = format!("SELECT {EVENT} FROM event WHERE true");
         let mut values: Values = Vec::new();
         if let Some(command) = &query.command {
-            let found = self
-                .query_opt(
+            // Several topics may tell of commands with the same id, each of its own.
+            let rows = self
+                .query(
                     "SELECT no, first_event FROM command WHERE id = $1",
                     &[&command.as_bytes()],
                 )
                 .await?;
-            let Some(found) = found else {
+            let found = rows
+                .iter()
+                .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
+            let found: Vec<(i64, i64)> = found.collect::<Result<_, Error>>()?;
+            let (numbers, first): (Vec<i64>, Vec<i64>) = found.into_iter().unzip();
+            // History has no index by command; its first day bounds how far back to look.
+            let Some(first) = first.into_iter().min() else {
                 return Ok(Vec::new());
             };
-            // History has no index by command; its first day bounds how far back to look.
-            let first: i64 = found.try_get(1)?;
             also(&mut sql, &mut values, " AND event.id >= ", first);
             let start = start_of_day(day_of_event(first));
             also(&mut sql, &mut values, " AND sns_time >= ", start);
-            let number: i64 = found.try_get(0)?;
-            also(&mut sql, &mut values, " AND command_no = ", number);
+            also(&mut sql, &mut values, " AND command_no = ANY(", numbers);
+            sql.push(')');
         }
         if let Some(instance) = &query.instance {
             let instance = instance.as_bytes().to_vec();
             also(&mut sql, &mut values, " AND event.instance = ", instance);
         }
         if let Some(topic) = &query.topic {
-            let row = self
-                .query_opt("SELECT id FROM name WHERE text = $1", &[topic])
-                .await?;
-            let number: i64 = row.map_or(Ok(-1), |row| row.try_get(0))?;
-            also(&mut sql, &mut values, " AND topic = ", number);
+            also(&mut sql, &mut values, " AND topic = ", name_no(topic));
         }
         if let Some(before) = query.before {
             also(&mut sql, &mut values, " AND event.id < ", before.0);
@@ -110,10 +123,7 @@ impl Tables<'_> {
             " ORDER BY event.id DESC LIMIT ",
             rows(query.limit),
         );
-        let values: Vec<_> = values
-            .iter()
-            .map(|it| &**it as &(dyn ToSql + Sync))
-            .collect();
+        let values: Vec<_> = values.iter().map(|it| &**it as &dyn Value).collect();
         let mut events = Vec::new();
         for row in self.query(&sql, &values).await? {
             events.push(self.event_of(&row).await?.read());
@@ -149,7 +159,9 @@ impl Tables<'_> {
         // By event there is no index over what waits: it would be paid for at every delivery.
         let now = self
             .query(
-                "SELECT route, sink, GREATEST(release_at, not_before), false
+                "SELECT route, sink,
+                   CASE WHEN alone THEN release_at ELSE GREATEST(release_at, not_before) END
+                     - (SELECT ahead FROM clock), false
                  FROM waiting JOIN lane ON lane.id = waiting.lane WHERE event = $1
                  UNION ALL SELECT route, sink, NULL, true FROM dead WHERE event = $1",
                 &[&id.0],
@@ -157,8 +169,11 @@ impl Tables<'_> {
             .await?;
         for row in &now {
             let delivery = self.delivery_of(&mut deliveries, row).await?;
-            delivery.waits_until = row.try_get::<_, Option<i64>>(2)?.map(from_nanos);
-            delivery.dead = row.try_get(3)?;
+            // It may wait and be dead as well: handed over by a fallback to a sink that gave it up.
+            if let Some(until) = row.try_get::<_, Option<i64>>(2)? {
+                delivery.waits_until = Some(from_nanos(until));
+            }
+            delivery.dead |= row.try_get::<_, bool>(3)?;
         }
         Ok(Some((raw.read(), deliveries.into_values().collect())))
     }
@@ -186,11 +201,16 @@ impl Tables<'_> {
         limit: usize,
     ) -> Result<Vec<DeadLetter>, Error> {
         let (condition, value) = dead_condition(selection);
+        // A number says in which partition its event lies.
+        let (day, nanos) = (first_of_day(1), start_of_day(1));
         let rows = self
             .query(
                 &format!(
-                    "SELECT {EVENT}, dead.id, route, sink, died_at, tries, answer FROM dead
-                     JOIN event ON event.id = dead.event WHERE {condition}
+                    "SELECT {EVENT}, dead.id, dead.route, dead.sink, died_at, tries, answer, dead.event
+                     FROM dead LEFT JOIN event ON event.id = dead.event
+                       AND sns_time >= dead.event / {day} * {nanos}
+                       AND sns_time < (dead.event / {day} + 1) * {nanos}
+                     WHERE {condition}
                      ORDER BY dead.id DESC LIMIT $2"
                 ),
                 &[&*value, &rows(limit)],
@@ -198,8 +218,12 @@ impl Tables<'_> {
             .await?;
         let mut letters = Vec::with_capacity(rows.len());
         for row in &rows {
+            let event = match row.try_get::<_, Option<i64>>(0)? {
+                Some(_) => self.event_of(row).await?,
+                None => RawEvent::missing(row.try_get(19)?),
+            };
             letters.push(DeadLetter {
-                event: self.event_of(row).await?.read(),
+                event: event.read(),
                 id: row.try_get(13)?,
                 route: self.text(row.try_get(14)?).await?.as_ref().to_owned(),
                 sink: self.text(row.try_get(15)?).await?.as_ref().to_owned(),
@@ -221,9 +245,19 @@ impl Tables<'_> {
         rows.iter().map(subscription).collect()
     }
 
+    pub(super) async fn subscription_of(&self, id: i64) -> Result<Option<Subscription>, Error> {
+        let row = self
+            .query_opt(
+                "SELECT id, topic, token, asked_at, confirmed_at FROM subscription WHERE id = $1",
+                &[&id],
+            )
+            .await?;
+        row.as_ref().map(subscription).transpose()
+    }
+
     pub(super) async fn certificates(&self) -> Result<Vec<KnownCertificate>, Error> {
         let rows = self
-            .query("SELECT url, pem, fetched_at FROM certificate", &[])
+            .query("SELECT url, pem, fetched_at FROM certificate_at", &[])
             .await?;
         let each = rows.iter().map(|row| {
             Ok(KnownCertificate {
@@ -244,11 +278,12 @@ impl Tables<'_> {
                  buried AS (SELECT sink, count(*) AS number FROM dead GROUP BY sink)
                  SELECT name.text, coalesce(waits.number, 0),
                    (SELECT received_at FROM event WHERE event.id = waits.oldest),
-                   coalesce(buried.number, 0), sink.paused_until
+                   coalesce(buried.number, 0),
+                   sink.backoff_until - (SELECT ahead FROM clock)
                  FROM name LEFT JOIN waits ON waits.sink = name.id
                    LEFT JOIN buried ON buried.sink = name.id LEFT JOIN sink ON sink.name = name.id
                  WHERE waits.sink IS NOT NULL OR buried.sink IS NOT NULL
-                   OR sink.paused_until IS NOT NULL
+                   OR sink.backoff_until IS NOT NULL
                  ORDER BY name.text COLLATE \"C\"",
                 &[],
             )
@@ -259,7 +294,29 @@ impl Tables<'_> {
                 waiting: count(row, 1)?,
                 oldest: row.try_get::<_, Option<i64>>(2)?.map(from_nanos),
                 dead: count(row, 3)?,
-                rests_until: row.try_get::<_, Option<i64>>(4)?.map(from_nanos),
+                backoff_until: row.try_get::<_, Option<i64>>(4)?.map(from_nanos),
+            })
+        });
+        each.collect()
+    }
+
+    pub(super) async fn route_backlog(&self) -> Result<Vec<RouteBacklog>, Error> {
+        let rows = self
+            .query(
+                "SELECT name.text, kind, sum((SELECT count(*) FROM waiting
+                   WHERE waiting.lane = lane.id))::bigint
+                 FROM lane JOIN name ON name.id = route WHERE due_at IS NOT NULL
+                 GROUP BY name.text, kind
+                 HAVING sum((SELECT count(*) FROM waiting WHERE waiting.lane = lane.id)) > 0
+                 ORDER BY name.text COLLATE \"C\", kind",
+                &[],
+            )
+            .await?;
+        let each = rows.iter().map(|row| {
+            Ok(RouteBacklog {
+                route: row.try_get(0)?,
+                lanes: lane_key(row.try_get(1)?),
+                waiting: count(row, 2)?,
             })
         });
         each.collect()
@@ -292,16 +349,14 @@ impl Tables<'_> {
         each.collect()
     }
 
-    /// Lanes in which something waits and that nobody is going to look at.
+    /// Lanes in which something waits and that are not due at any time.
     pub(super) async fn forgotten_lanes(&self) -> Result<Vec<i64>, Error> {
-        let rows = self
-            .query(
-                "SELECT lane.id FROM (SELECT DISTINCT lane FROM waiting) AS waits
-                 JOIN lane ON lane.id = waits.lane WHERE due_at IS NULL AND owner IS NULL",
-                &[],
-            )
-            .await?;
-        rows.iter().map(|row| row.try_get(0)).collect()
+        self.numbers(
+            "SELECT lane.id FROM (SELECT DISTINCT lane FROM waiting) AS waits
+             JOIN lane ON lane.id = waits.lane WHERE due_at IS NULL",
+            &[],
+        )
+        .await
     }
 }
 
@@ -309,7 +364,7 @@ fn also(
     sql: &mut String,
     values: &mut Values,
     condition: &str,
-    value: impl ToSql + Sync + Send + 'static,
+    value: impl Value + Send + 'static,
 ) {
     values.push(Box::new(value));
     sql.push_str(condition);
@@ -318,15 +373,10 @@ fn also(
 }
 
 /// The condition, over `dead`, that a selection stands for, and its value, `$1`.
-pub(super) fn dead_condition(
-    selection: &DeadSelection,
-) -> (&'static str, Box<dyn ToSql + Sync + Send>) {
+pub(super) fn dead_condition(selection: &DeadSelection) -> (&'static str, Box<dyn Value + Send>) {
     match selection {
         DeadSelection::All => ("$1::boolean", Box::new(true)),
-        DeadSelection::Sink(sink) => (
-            "dead.sink = (SELECT id FROM name WHERE text = $1)",
-            Box::new(sink.clone()),
-        ),
+        DeadSelection::Sink(sink) => ("dead.sink = $1", Box::new(name_no(sink))),
         DeadSelection::Ids(ids) => ("dead.id = ANY($1)", Box::new(ids.clone())),
     }
 }
@@ -341,7 +391,7 @@ pub(super) fn subscription(row: &Row) -> Result<Subscription, Error> {
     })
 }
 
-/// What was text before it was kept as bytes.
+/// Text that is kept as bytes.
 pub(super) fn text(row: &Row, at: usize) -> Result<String, Error> {
     Ok(String::from_utf8_lossy(row.try_get(at)?).into_owned())
 }

@@ -1,9 +1,9 @@
-//! What the handles of one replica share: connections, transactions over them, what it remembers, and
-//! how it stands among the others.
+//! The state that all handles of one replica share: connections, transactions over them, and how it
+//! stands among the others.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use deadpool_postgres::{Object, Pool};
@@ -11,50 +11,84 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio_postgres::Error;
 
+use super::beat::Beats;
 use super::connect::Settings;
-use super::faults::{is_passing, no_connection, too_late, translate};
-use super::schema;
-use super::tables::{Known, Street, Tables};
-use crate::store::StoreError;
-use crate::store::rows::SLACK;
+use super::errors::{is_over, is_passing, lacks_a_day, no_connection, too_late, translate};
+use super::forget::Forgetting;
+use super::lease::Low;
+use super::silence::Others;
+use super::tables::{Names, Path, Tables};
+use crate::clock::Clock;
+use crate::fault::causes;
+use crate::store::register::Register;
+use crate::store::rules::dead::Progress;
+use crate::store::{StoreError, Terms};
 
 /// How long a transaction may take, with all its tries.
 const DEADLINE: Duration = Duration::from_secs(6);
 
 /// How long the server works on one statement, and waits for one lock or for us, at most. A replica
 /// that is paused in the middle of a transaction must not hold its locks.
+///
+/// Statements are planned at each use, since they have no name. A plan for the values at hand takes
+/// long arrays as a reason to read whole tables, which hold mostly dead rows under load: three
+/// times as slow as by the index. A generic plan does not look at the values.
 const BEGIN: &str = "BEGIN; SET LOCAL statement_timeout = '5s'; SET LOCAL lock_timeout = '4s';
-    SET LOCAL idle_in_transaction_session_timeout = '5s'";
+    SET LOCAL idle_in_transaction_session_timeout = '5s';
+    SET LOCAL plan_cache_mode = force_generic_plan";
 
 /// How often a transaction is tried that gets in the way of others.
 const TRIES: u32 = 5;
 
-/// What the handles and the keeper share.
-pub(super) struct Shared {
-    pub(super) pool: Pool,
-    /// One connection for signs of life: whoever has none to spare must not seem dead.
-    vital: Pool,
+/// The identity of one replica, from its start to its end.
+pub(super) struct Own {
     pub(super) name: String,
-    pub(super) replica: i64,
-    pub(super) known: Known,
-    /// The latest time that a lease was asked at.
-    pub(super) latest: AtomicI64,
+    /// 63 random bits for each start; 0 of one that only looks.
+    pub(super) holder: i64,
+    pub(super) wall: Clock,
+    /// Logical time.
+    pub(super) clock: Clock,
+    pub(super) terms: Terms,
+    pub(super) register: Arc<Register>,
+}
+
+/// Shared by the handles and the keeper.
+pub(super) struct Shared {
+    pools: Pools,
+    pub(super) own: Own,
+    pub(super) names: Names,
+    /// The settings by which events are judged from now on, by number; 0: none were named.
+    pub(super) generation: AtomicI64,
     /// The database did not answer when it was asked last.
     pub(super) is_gone: AtomicBool,
     /// Up to which day there are partitions.
     pub(super) days_upto: AtomicI64,
-    /// How many deliveries were settled since it was tidied up.
-    pub(super) settled: AtomicU64,
     /// How many replicas are alive, as far as is known.
     pub(super) alive: AtomicI64,
-    /// Since when this replica's signs of life have come without a gap.
-    pub(super) unbroken_since: AtomicI64,
-    /// Until when the others believe it to be alive.
-    pub(super) alive_until: AtomicI64,
+    beats: Mutex<Beats>,
+    others: Mutex<Others>,
+    forgetting: Mutex<Forgetting>,
+    lows: Mutex<HashMap<i64, Low>>,
+}
+
+/// Connections, opened when they are needed.
+pub(super) struct Pools {
+    pub(super) all: Pool,
+    /// One connection for signs of life: a replica that has none to spare must not seem dead.
+    vital: Pool,
+}
+
+impl Pools {
+    pub(super) fn of(settings: &Settings) -> Result<Self, StoreError> {
+        Ok(Self {
+            all: settings.pool(settings.connections)?,
+            vital: settings.pool(1)?,
+        })
+    }
 }
 
 /// A connection in use. One that is let go in the middle of something is closed, since nobody knows
-/// what the next would find.
+/// what the next user would find.
 struct Session {
     object: Option<Object>,
     is_clean: bool,
@@ -70,66 +104,56 @@ impl Drop for Session {
     }
 }
 
-impl Shared {
-    pub(super) async fn connect(
-        settings: &Settings,
-        may_change: bool,
-    ) -> Result<(Self, bool), StoreError> {
-        let shared = Self::over(settings)?;
-        let client = shared.pool.get().await.map_err(no_connection)?;
-        let mut is_new = false;
-        if may_change {
-            is_new = schema::migrate(&client).await?;
-        } else if !schema::is_current(&client).await? {
-            return Err(schema::unusable(
-                "it has no tables of this version: they are made when a replica starts",
-            ));
-        }
-        drop(client);
-        Ok((shared, is_new))
-    }
+/// The future of one try of a transaction.
+pub(super) type Work<'t, T> = BoxFuture<'t, Result<T, Error>>;
 
-    /// Not connected yet.
-    pub(super) fn over(settings: &Settings) -> Result<Self, StoreError> {
-        Ok(Self {
-            pool: settings.pool(settings.connections)?,
-            vital: settings.pool(1)?,
-            name: settings.replica.clone(),
-            replica: 0,
-            known: Known::default(),
-            latest: AtomicI64::default(),
+impl Shared {
+    pub(super) fn new(pools: Pools, own: Own) -> Self {
+        Self {
+            pools,
+            own,
+            names: Names::default(),
+            generation: AtomicI64::default(),
             is_gone: AtomicBool::default(),
             days_upto: AtomicI64::default(),
-            settled: AtomicU64::default(),
             alive: AtomicI64::new(1),
-            unbroken_since: AtomicI64::new(i64::MIN),
-            alive_until: AtomicI64::new(i64::MAX),
-        })
+            beats: Mutex::default(),
+            others: Mutex::default(),
+            forgetting: Mutex::default(),
+            lows: Mutex::default(),
+        }
     }
 
-    /// Does something in one transaction; again when it gets in the way of others.
-    pub(super) async fn write<T, F>(&self, street: Street, work: F) -> Result<T, StoreError>
+    /// Does something in one transaction; again when it got in the way of others, and when the day of
+    /// an event had no partition, which somebody removed by hand.
+    pub(super) async fn write<'a, T, F>(&'a self, path: Path, work: F) -> Result<T, StoreError>
     where
-        T: Send,
-        F: for<'t, 'c> Fn(&'t mut Tables<'c>) -> BoxFuture<'t, Result<T, Error>> + Send + Sync,
+        T: Send + 'a,
+        F: for<'t, 'c> Fn(&'t mut Tables<'c, 'a>) -> Work<'t, T> + Send + Sync,
     {
-        self.try_write(street, work).await?.map_err(translate)
+        match self.try_write(path, &work).await? {
+            Err(error) if lacks_a_day(&error) => {
+                self.make_owed_days().await?;
+                self.try_write(path, &work).await?.map_err(translate)
+            }
+            done => done.map_err(translate),
+        }
     }
 
-    /// The same, with what the database itself said.
-    pub(super) async fn try_write<T, F>(
-        &self,
-        street: Street,
-        work: F,
+    /// The same, with the database's own error.
+    pub(super) async fn try_write<'a, T, F>(
+        &'a self,
+        path: Path,
+        work: &F,
     ) -> Result<Result<T, Error>, StoreError>
     where
-        T: Send,
-        F: for<'t, 'c> Fn(&'t mut Tables<'c>) -> BoxFuture<'t, Result<T, Error>> + Send + Sync,
+        T: Send + 'a,
+        F: for<'t, 'c> Fn(&'t mut Tables<'c, 'a>) -> Work<'t, T> + Send + Sync,
     {
         let attempts = async {
             let mut tries = 1;
             loop {
-                match self.attempt(street, &work).await? {
+                match self.attempt(path, work).await? {
                     Ok(done) => return Ok(Ok(done)),
                     Err(error) if is_passing(&error) && tries < TRIES => tries += 1,
                     Err(error) => return Ok(Err(error)),
@@ -141,18 +165,26 @@ impl Shared {
             .unwrap_or_else(|_| Err(too_late()))
     }
 
-    async fn attempt<T, F>(&self, street: Street, work: &F) -> Result<Result<T, Error>, StoreError>
+    async fn attempt<'a, T, F>(
+        &'a self,
+        path: Path,
+        work: &F,
+    ) -> Result<Result<T, Error>, StoreError>
     where
-        F: for<'t, 'c> Fn(&'t mut Tables<'c>) -> BoxFuture<'t, Result<T, Error>> + Send + Sync,
+        F: for<'t, 'c> Fn(&'t mut Tables<'c, 'a>) -> Work<'t, T> + Send + Sync,
     {
-        let mut session = self.session(street).await?;
+        let mut session = self.session(path).await?;
         let Some(client) = session.object.as_deref() else {
             return Err(StoreError::Gone(None));
         };
-        let mut tables = Tables::new(client, &self.known, (self.replica, &self.name), street);
-        // The first question goes out right behind, without waiting.
-        let (begun, done) = tokio::join!(biased; client.batch_execute(BEGIN), work(&mut tables));
-        let done = match begun.and(done) {
+        let mut tables = Tables::new(client, self, path);
+        // Nothing goes out before this is answered: if it fails, whatever followed would be committed
+        // statement by statement.
+        let done = match client.batch_execute(BEGIN).await {
+            Ok(()) => work(&mut tables).await,
+            Err(error) => Err(error),
+        };
+        let done = match done {
             Ok(done) => client.batch_execute("COMMIT").await.map(|()| done),
             Err(error) => Err(error),
         };
@@ -162,33 +194,26 @@ impl Shared {
                 Ok(Ok(done))
             }
             Err(error) => {
-                let is_settled = error.code().is_some_and(|code| {
-                    ["22", "23", "40", "54", "P0"].contains(&code.code().get(..2).unwrap_or(""))
-                });
                 // Else the connection is not worth keeping.
-                session.is_clean = is_settled && client.batch_execute("ROLLBACK").await.is_ok();
+                session.is_clean =
+                    is_over(&error) && client.batch_execute("ROLLBACK").await.is_ok();
                 Ok(Err(error))
             }
         }
     }
 
-    /// Asks something that one statement answers.
-    pub(super) async fn read<T, F>(&self, look: F) -> Result<T, StoreError>
+    /// Asks something that changes nothing, without a transaction.
+    pub(super) async fn read<'a, T, F>(&'a self, look: F) -> Result<T, StoreError>
     where
-        T: Send,
-        F: for<'t, 'c> Fn(&'t mut Tables<'c>) -> BoxFuture<'t, Result<T, Error>> + Send + Sync,
+        T: Send + 'a,
+        F: for<'t, 'c> Fn(&'t mut Tables<'c, 'a>) -> Work<'t, T> + Send + Sync,
     {
         let read = async {
-            let mut session = self.session(Street::Deliver).await?;
+            let mut session = self.session(Path::Deliver).await?;
             let Some(client) = session.object.as_deref() else {
                 return Err(StoreError::Gone(None));
             };
-            let mut tables = Tables::new(
-                client,
-                &self.known,
-                (self.replica, &self.name),
-                Street::Deliver,
-            );
+            let mut tables = Tables::new(client, self, Path::Deliver);
             let found = look(&mut tables).await;
             session.is_clean = found.is_ok();
             found.map_err(translate)
@@ -198,10 +223,40 @@ impl Shared {
             .unwrap_or_else(|_| Err(too_late()))
     }
 
-    async fn session(&self, street: Street) -> Result<Session, StoreError> {
-        let pool = match street {
-            Street::Receive | Street::Deliver => &self.pool,
-            Street::Upkeep => &self.vital,
+    /// Asks something that grows with the tables, in a transaction, since that is where the server has
+    /// a time limit: a statement of which the answer is no longer awaited would go on there, and be
+    /// asked again beside itself.
+    pub(super) async fn read_long<'a, T, F>(&'a self, look: F) -> Result<T, StoreError>
+    where
+        T: Send + 'a,
+        F: for<'t, 'c> Fn(&'t mut Tables<'c, 'a>) -> Work<'t, T> + Send + Sync,
+    {
+        self.write(Path::Deliver, look).await
+    }
+
+    /// Does something to many rows, a bounded step at a time. Each step is committed by itself and has
+    /// the deadline for itself, so that what is large is only long. Says how many rows there were.
+    pub(super) async fn in_steps<'a, F>(&'a self, step: F) -> Result<u64, StoreError>
+    where
+        F: for<'t, 'c> Fn(&'t mut Tables<'c, 'a>, i64) -> Work<'t, Progress> + Send + Sync,
+    {
+        let (mut after, mut count) = (0, 0);
+        loop {
+            let done = self
+                .write(Path::Deliver, |tables| step(tables, after))
+                .await?;
+            count += done.count;
+            match done.upto {
+                Some(upto) => after = upto,
+                None => return Ok(count),
+            }
+        }
+    }
+
+    async fn session(&self, path: Path) -> Result<Session, StoreError> {
+        let pool = match path {
+            Path::Receive | Path::Deliver => &self.pools.all,
+            Path::Upkeep => &self.pools.vital,
         };
         let object = pool.get().await.map_err(no_connection)?;
         Ok(Session {
@@ -210,100 +265,53 @@ impl Shared {
         })
     }
 
-    /// The numbers of topics, routes and sinks, given when they are first met; in a transaction of
-    /// their own, so that they are certain before anybody remembers them.
-    pub(super) async fn numbers(&self, names: &[&str]) -> Result<HashMap<String, i64>, StoreError> {
-        let mut numbers = HashMap::new();
-        let mut new = Vec::new();
-        for name in names {
-            match self.known.number(name) {
-                Some(number) => {
-                    numbers.insert((*name).to_owned(), number);
-                }
-                None => new.push((*name).to_owned()),
-            }
-        }
-        if new.is_empty() {
-            return Ok(numbers);
-        }
-        new.sort_unstable();
-        new.dedup();
-        let new = Arc::new(new);
-        let asked = Arc::clone(&new);
-        let rows = self
-            .write(Street::Deliver, move |tables| {
-                let new = Arc::clone(&asked);
-                async move {
-                    let put = "INSERT INTO name (text) SELECT * FROM unnest($1::text[])
-                       ON CONFLICT DO NOTHING";
-                    tables.execute(put, &[&*new]).await?;
-                    let get = "SELECT text, id FROM name WHERE text = ANY($1)";
-                    tables.query(get, &[&*new]).await
-                }
-                .boxed()
-            })
-            .await?;
-        for row in rows {
-            let (text, number): (String, i64) = (row.get(0), row.get(1));
-            self.known.learn(&text, number);
-            numbers.insert(text, number);
-        }
-        Ok(numbers)
-    }
-
-    pub(super) async fn number(&self, name: &str) -> Result<i64, StoreError> {
-        let numbers = self.numbers(&[name]).await?;
-        numbers.get(name).copied().ok_or(StoreError::Gone(None))
-    }
-
-    /// Frees what dead replicas had leased; how many deliveries were under way.
-    pub(super) async fn take_back(&self) -> Result<u64, StoreError> {
-        let mut all = 0;
-        loop {
-            let (lanes, marked) = self
-                .write(Street::Upkeep, |tables| {
-                    async move { tables.take_back().await }.boxed()
-                })
-                .await?;
-            if lanes == 0 {
-                return Ok(all);
-            }
-            all += marked;
-            if self.replica != 0 {
-                tracing::warn!(
-                    lanes,
-                    deliveries = marked,
-                    "a replica gives no sign of life; its lanes were freed"
-                );
-            }
+    /// Notes that the database did not answer.
+    pub(super) fn gone(&self, error: &StoreError) {
+        let cause = causes(error);
+        if matches!(error, StoreError::Busy) {
+            tracing::warn!(error = cause, "the database is busy");
+        } else if !matches!(error, StoreError::Gone(_)) {
+            tracing::error!(error = cause, "the database refused");
+        } else if !self.is_gone.swap(true, Ordering::Relaxed) {
+            tracing::error!(
+                error = cause,
+                "the database is gone; nothing is taken in until it is back"
+            );
         }
     }
 
     /// Makes sure that there are partitions for some days.
-    pub(super) async fn make_days(&self, days: Vec<i64>) -> Result<(), StoreError> {
+    pub(super) async fn make_days(&self, days: &[i64]) -> Result<(), StoreError> {
+        let made = self
+            .try_write(Path::Deliver, &|tables| tables.make_days(days).boxed())
+            .await?;
+        made.map_err(translate)?;
         let last = days.last().copied().unwrap_or_default();
-        let days = Arc::new(days);
-        self.write(Street::Deliver, move |tables| {
-            let days = Arc::clone(&days);
-            async move { tables.make_days(&days).await }.boxed()
-        })
-        .await?;
         self.days_upto.fetch_max(last, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Notices at most once a second whether the database's clock was set back. A little is no matter:
-    /// it may be how long this question waited.
-    pub(super) async fn watch_clock(&self, now: i64) -> Result<(), StoreError> {
-        let latest = self.latest.load(Ordering::Relaxed);
-        if (now - latest).abs() <= SLACK {
-            return Ok(());
-        }
-        self.write(Street::Deliver, move |tables| {
-            async move { tables.notice_clock_set_back(now).await }.boxed()
-        })
-        .await?;
-        self.latest.store(now, Ordering::Relaxed);
-        Ok(())
+    /// Makes the partitions of all days for which something waits.
+    async fn make_owed_days(&self) -> Result<(), StoreError> {
+        let days = self.read(|tables| tables.owed_days().boxed()).await?;
+        self.make_days(&days).await
+    }
+
+    pub(super) fn beats(&self) -> MutexGuard<'_, Beats> {
+        self.beats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn others(&self) -> MutexGuard<'_, Others> {
+        self.others.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn forgetting(&self) -> MutexGuard<'_, Forgetting> {
+        self.forgetting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn lows(&self) -> MutexGuard<'_, HashMap<i64, Low>> {
+        self.lows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

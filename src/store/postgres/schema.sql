@@ -1,0 +1,268 @@
+-- The tables of the shared store: those of the embedded one, with what several writers need besides.
+-- What others wrote is kept as bytes: text columns refuse NUL, and a collation costs time. Events
+-- and what came of them lie in partitions of a day of `sns_time`, which go as a whole. Whether a
+-- step was told before, or contradicted, is asked of `step` when an event is read, so that events
+-- are never changed.
+
+CREATE SEQUENCE event_no;
+CREATE SEQUENCE outcome_no;
+
+-- The clock that everything waits by: logical = max(latest, wall + ahead). One row.
+CREATE TABLE clock (
+  one BIGINT PRIMARY KEY CHECK (one = 1),
+  latest BIGINT NOT NULL,                -- latest logical time written; by whatever writes, once a second
+  ahead BIGINT NOT NULL,                 -- logical less wall time, ns; by beat, when the wall clock jumps
+  step BIGINT NOT NULL CHECK (step >= 0) -- times that `ahead` was changed; by beat
+);
+INSERT INTO clock VALUES (1, 0, 0, 0);
+
+-- Topics, routes and sinks.
+CREATE TABLE name (
+  id BIGINT PRIMARY KEY CHECK (id >= 0), -- hash of the text
+  text TEXT NOT NULL UNIQUE
+);
+
+-- Verified messages, as they were signed. Written by append, removed by forgetting.
+CREATE TABLE event (
+  id BIGINT NOT NULL,                     -- day of sns_time * 10^10 + a sequence: it names its partition
+  topic BIGINT NOT NULL,                 -- name of its topic
+  sns_time BIGINT NOT NULL,              -- when SNS signed it, wall
+  message_id BYTEA NOT NULL,
+  envelope BIGINT NOT NULL CHECK (envelope BETWEEN 0 AND 2),
+  received_at BIGINT NOT NULL,           -- wall
+  command_no BIGINT,                     -- hash of trust, account, region and id; null: no step
+  instance BYTEA,                          -- empty: of the whole command
+  status BYTEA,
+  event_time BIGINT,                     -- when it happened, as AWS says; wall
+  subject BYTEA,
+  body BYTEA NOT NULL,
+  signature BYTEA,                         -- with the next four the proof of its origin: the string
+  signature_version BIGINT CHECK (signature_version IN (1, 2)), -- to sign can be rebuilt
+  timestamp BYTEA,                         -- literal Timestamp, where it is not `.SSSZ` of sns_time
+  certificate BIGINT,                    -- certificate.no that verified it
+  generation BIGINT,                     -- generation.no of the settings that judged it
+  PRIMARY KEY (id, sns_time),
+  UNIQUE (topic, sns_time, message_id),
+  CHECK ((command_no IS NULL) = (instance IS NULL) AND (command_no IS NULL) = (status IS NULL)
+    AND (command_no IS NULL) = (event_time IS NULL))
+) PARTITION BY RANGE (sns_time);
+
+-- Certificates that verified something.
+CREATE TABLE certificate (
+  no BIGINT PRIMARY KEY CHECK (no >= 0), -- hash of sha256
+  sha256 BYTEA NOT NULL UNIQUE CHECK (length(sha256) = 32),
+  pem BYTEA NOT NULL,
+  last_used_day BIGINT NOT NULL          -- wall, days since the epoch; by append, once a day
+);
+
+-- The certificate that lies at each URL, for the next start.
+CREATE TABLE certificate_at (
+  url TEXT PRIMARY KEY,
+  pem BYTEA NOT NULL,
+  fetched_at BIGINT NOT NULL             -- wall
+);
+
+-- Versions of the settings that were in force.
+CREATE TABLE generation (
+  no BIGINT PRIMARY KEY CHECK (no >= 0), -- hash of `hash`
+  hash BYTEA NOT NULL UNIQUE CHECK (length(hash) = 32),
+  text TEXT NOT NULL                      -- canonical settings without secrets
+);
+CREATE TABLE generation_use (
+  no BIGINT NOT NULL,
+  replica TEXT NOT NULL,
+  since BIGINT NOT NULL,                 -- wall
+  PRIMARY KEY (no, replica, since)
+);
+
+-- Commands, each named by who vouches for it, account, region and id.
+CREATE TABLE command (
+  no BIGINT PRIMARY KEY CHECK (no >= 0), -- hash of trust, account, region, id
+  trust BYTEA NOT NULL,                    -- `aws`, or the URL of an endpoint
+  account BYTEA NOT NULL,
+  region BYTEA NOT NULL,
+  id BYTEA NOT NULL,
+  first_event BIGINT NOT NULL,           -- no event of it has a smaller number
+  last_event_at BIGINT NOT NULL,         -- wall, to the minute; by append
+  requested_at BIGINT,                   -- wall; the next five by the commands' own issue
+  expires_at BIGINT,
+  ended_at BIGINT,
+  summary_event BIGINT,
+  named BIGINT CHECK (named >= 0)        -- instances that its summary names
+);
+CREATE INDEX command_id ON command (id);
+CREATE INDEX command_last ON command (last_event_at);
+CREATE INDEX command_open ON command (expires_at) WHERE ended_at IS NULL AND expires_at IS NOT NULL;
+
+-- Facts: the first event that told each.
+CREATE TABLE step (
+  command_no BIGINT NOT NULL,
+  instance BYTEA NOT NULL,                 -- empty: the whole command
+  status BYTEA NOT NULL,
+  event_time BIGINT NOT NULL,            -- wall
+  event BIGINT NOT NULL,
+  PRIMARY KEY (command_no, instance, status, event_time)
+);
+
+-- Durable ordered queues. A lane is due while anything waits in it, leased or not: a lease's end is
+-- the lane's `due_at`, so that no state can last for ever.
+CREATE TABLE lane (
+  id BIGINT GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY,
+  kind BIGINT NOT NULL CHECK (kind BETWEEN 0 AND 4),
+  number BIGINT NOT NULL,                -- of its command, topic or event, by kind
+  instance BYTEA NOT NULL,
+  route BIGINT NOT NULL,
+  sink BIGINT NOT NULL,
+  due_at BIGINT,                          -- logical; null exactly where nothing waits; by all who write rows
+  not_before BIGINT NOT NULL DEFAULT 0,  -- logical; what goes in turn waits for it; by settle
+  leased BOOLEAN NOT NULL DEFAULT false, -- it has a row in `lease`
+  epoch BIGINT NOT NULL DEFAULT 0 CHECK (epoch >= 0),        -- raised by each lease and each end of one
+  high BYTEA,                              -- greatest sort key that was sent, or may have been; by settle
+  early BOOLEAN NOT NULL DEFAULT true,   -- it may release early; by append
+  fed BIGINT NOT NULL DEFAULT 0 CHECK (fed >= 0),            -- rows put into it so far
+  held_until BIGINT NOT NULL DEFAULT 0,   -- logical; scratch of append: due time if it does not release early
+  first_key BYTEA NOT NULL DEFAULT '',    -- no row in turn has a smaller sort_key; a bound for scans
+  first_release BIGINT NOT NULL DEFAULT 0, -- logical; no row in turn has a smaller release_at; the same
+  UNIQUE (kind, number, instance, route, sink),
+  CHECK (NOT leased OR due_at IS NOT NULL)
+);
+CREATE INDEX lane_due ON lane (sink, due_at) WHERE due_at IS NOT NULL;
+
+-- Leases. Written by lease, removed by settle or recovery.
+CREATE TABLE lease (
+  lane BIGINT PRIMARY KEY,
+  epoch BIGINT NOT NULL CHECK (epoch > 0),
+  holder BIGINT NOT NULL,                -- holder.id
+  call BIGINT NOT NULL,                  -- the holder's own number of the take
+  upto BYTEA,                              -- greatest sort key taken in turn
+  upto_fed BIGINT NOT NULL CHECK (upto_fed >= 0), -- lane.fed at the take
+  alone_upto BIGINT,                     -- latest release taken alone
+  batch BIGINT,                          -- batch of a digest
+  CHECK (upto IS NOT NULL OR alone_upto IS NOT NULL OR batch IS NOT NULL)
+);
+
+CREATE INDEX lease_holder ON lease (holder);
+
+-- Processes that lease.
+CREATE TABLE holder (
+  id BIGINT PRIMARY KEY CHECK (id > 0),  -- 63 random bits for each start
+  name TEXT NOT NULL,
+  beat_at BIGINT NOT NULL                -- logical; 0: it has left
+);
+
+-- Deliveries that wait.
+CREATE TABLE waiting (
+  lane BIGINT NOT NULL,
+  sort_key BYTEA NOT NULL,
+  event BIGINT NOT NULL,
+  bytes BIGINT NOT NULL CHECK (bytes >= 0), -- length of its event's body
+  fed BIGINT NOT NULL CHECK (fed > 0),    -- lane.fed when it was put
+  release_at BIGINT NOT NULL,            -- logical
+  alone BOOLEAN NOT NULL DEFAULT false,   -- it goes by itself: parked, or by hand
+  resent BOOLEAN NOT NULL DEFAULT false, -- by hand from the dead letters
+  possible_repeat BOOLEAN NOT NULL DEFAULT false,
+  high_then BYTEA CHECK (high_then IS NULL OR possible_repeat), -- lane.high before its first try
+  instead_of BIGINT,                     -- sink it was owed to first
+  tries BIGINT NOT NULL DEFAULT 0 CHECK (tries >= 0),
+  failing_since BIGINT,                  -- logical
+  progress BYTEA,                          -- what of it arrived, in the sink's words
+  PRIMARY KEY (lane, sort_key)
+);
+CREATE INDEX waiting_release ON waiting (lane, alone, release_at);
+
+-- History: one row for each end of a try.
+CREATE TABLE outcome (
+  event BIGINT NOT NULL,
+  route BIGINT NOT NULL,
+  sink BIGINT NOT NULL,
+  n BIGINT NOT NULL DEFAULT nextval('outcome_no') CHECK (n > 0), -- grows with the tries of one delivery
+  at BIGINT NOT NULL,                    -- wall
+  result TEXT NOT NULL,
+  marks BIGINT NOT NULL,                 -- bits: 1 repeat, 2 possible repeat, 4 resent, 8 conflict
+  late BIGINT,                           -- ns
+  answer BYTEA,
+  took BIGINT CHECK (took >= 0),         -- ns
+  arrived BIGINT CHECK (arrived BETWEEN 0 AND 2), -- no, maybe, yes; this and the next two by blame
+  blame BIGINT,
+  batch BIGINT,                          -- batch of a digest that it went with
+  cause BYTEA,                             -- of an end that no sink made
+  holder BIGINT,                         -- who wrote it
+  PRIMARY KEY (event, n)
+) PARTITION BY RANGE (event);
+
+-- Deliveries given up. Written by settle and bury, removed by operators.
+CREATE TABLE dead (
+  id BIGINT GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY,
+  event BIGINT NOT NULL,
+  kind BIGINT NOT NULL CHECK (kind BETWEEN 0 AND 4), -- its lane, in columns
+  number BIGINT NOT NULL,
+  instance BYTEA NOT NULL,
+  route BIGINT NOT NULL,
+  sink BIGINT NOT NULL,
+  sort_key BYTEA NOT NULL,
+  died_at BIGINT NOT NULL,               -- wall
+  tries BIGINT NOT NULL CHECK (tries >= 0),
+  bytes BIGINT NOT NULL CHECK (bytes >= 0), -- length of its event's body
+  answer BYTEA
+);
+CREATE INDEX dead_event ON dead (event);
+-- A command is kept while there are dead letters of it.
+CREATE INDEX dead_number ON dead (number) WHERE kind IN (0, 1, 4);
+
+-- Messages to which later notices of a command refer.
+CREATE TABLE thread (
+  command_no BIGINT NOT NULL,
+  sink BIGINT NOT NULL,
+  route BIGINT NOT NULL,
+  message BYTEA NOT NULL,                  -- the sink's own name for it
+  told BIGINT NOT NULL CHECK (told >= 0), -- troubles of the command that were told with it
+  PRIMARY KEY (command_no, sink, route)
+);
+
+-- Sinks as a whole.
+CREATE TABLE sink (
+  name BIGINT PRIMARY KEY,
+  backoff_until BIGINT,                  -- logical; by whoever sends
+  failing_since BIGINT                   -- logical; first backoff after the last success
+);
+
+-- State of a sink that must be written with a settlement.
+CREATE TABLE sink_part (
+  sink BIGINT NOT NULL,
+  holder BIGINT NOT NULL,
+  state BYTEA NOT NULL,
+  PRIMARY KEY (sink, holder)
+);
+
+-- Acts of operators.
+CREATE TABLE act (
+  id BIGINT GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY,
+  at BIGINT NOT NULL,                    -- wall
+  who BYTEA NOT NULL,
+  act BYTEA NOT NULL
+);
+
+-- The books: owed = sent + muted + redundant + dropped + dead + waiting.
+CREATE TABLE tally (
+  holder BIGINT NOT NULL,                 -- who counted; 0: holders that are gone
+  path BIGINT NOT NULL CHECK (path BETWEEN 0 AND 2), -- 0 receive, 1 deliver, 2 upkeep: they do not wait for each other
+  sink BIGINT NOT NULL,
+  day BIGINT NOT NULL,                   -- wall, days since the epoch
+  owed BIGINT NOT NULL DEFAULT 0,
+  sent BIGINT NOT NULL DEFAULT 0,
+  muted BIGINT NOT NULL DEFAULT 0,
+  redundant BIGINT NOT NULL DEFAULT 0,
+  dropped BIGINT NOT NULL DEFAULT 0,
+  dead BIGINT NOT NULL DEFAULT 0,
+  PRIMARY KEY (holder, path, sink, day)
+);
+
+-- Subscriptions that asked to be confirmed.
+CREATE TABLE subscription (
+  id BIGINT GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY,
+  topic TEXT NOT NULL,
+  token TEXT NOT NULL,
+  asked_at BIGINT NOT NULL,              -- wall
+  confirmed_at BIGINT,                   -- wall
+  UNIQUE (topic, token)
+);
