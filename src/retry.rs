@@ -61,6 +61,12 @@ impl Verdict {
         }
     }
 
+    /// Whether it arrived.
+    #[must_use]
+    pub const fn is_sent(&self) -> bool {
+        matches!(self, Self::Sent { .. })
+    }
+
     /// Whether the other side has it, or may have.
     #[must_use]
     pub const fn may_have_arrived(&self) -> bool {
@@ -133,8 +139,8 @@ pub struct Next {
     pub again_at: Option<Timestamp>,
     /// The history after this attempt.
     pub history: History,
-    /// Until when the whole sink rests, if it should.
-    pub sink_rests_until: Option<Timestamp>,
+    /// Until when the whole sink backs off, if it should.
+    pub sink_backs_off_until: Option<Timestamp>,
 }
 
 /// The longest wait that the other side can ask for.
@@ -144,7 +150,7 @@ const SHORTEST: Duration = Duration::from_millis(100);
 
 /// Decides what happens next. `jitter` is a number from 0 up to 1, drawn anew for each attempt.
 ///
-/// Trouble of the whole sink lets the sink rest and ages nothing; trouble of one notice is tried
+/// Trouble of the whole sink lets the sink back off and ages nothing; trouble of one notice is tried
 /// until its horizon, and blocks its lane for a while only.
 #[must_use]
 pub fn next(
@@ -166,13 +172,13 @@ pub fn next(
             outcome: Outcome::Sent,
             again_at: None,
             history: unaged,
-            sink_rests_until: None,
+            sink_backs_off_until: None,
         },
         Verdict::Refused { .. } => Next {
             outcome: Outcome::Dead,
             again_at: None,
             history: aged,
-            sink_rests_until: None,
+            sink_backs_off_until: None,
         },
         Verdict::Retry {
             scope: Scope::Sink,
@@ -194,13 +200,13 @@ pub fn next(
     }
 }
 
-/// The sink rests; the delivery waits with it, no older.
+/// The sink backs off; the delivery waits with it, no older.
 fn rest(history: History, until: Timestamp) -> Next {
     Next {
         outcome: Outcome::Retry,
         again_at: Some(until),
         history,
-        sink_rests_until: Some(until),
+        sink_backs_off_until: Some(until),
     }
 }
 
@@ -222,7 +228,7 @@ fn again(history: History, patience: &Patience, now: Timestamp, wait: Duration) 
         again_at: outcome.waits().then(|| later(now, wait)),
         outcome,
         history,
-        sink_rests_until: None,
+        sink_backs_off_until: None,
     }
 }
 
@@ -284,7 +290,7 @@ mod tests {
             let next = next(&verdict, history, &patience, at(second), 0.5);
             assert_eq!(next.outcome, outcome, "{name}");
             assert_eq!(next.again_at.is_some(), outcome.waits(), "{name}");
-            assert_eq!(next.sink_rests_until, None, "{name}");
+            assert_eq!(next.sink_backs_off_until, None, "{name}");
         }
     }
 
@@ -301,7 +307,7 @@ mod tests {
                 let next = next(&verdict, history, &Patience::default(), at(0), 0.5);
                 assert_eq!(next.outcome, Outcome::Retry);
                 assert_eq!(next.history.failing_since, history.failing_since);
-                assert_eq!(next.sink_rests_until, next.again_at);
+                assert_eq!(next.sink_backs_off_until, next.again_at);
                 assert!(next.again_at > Some(at(0)));
             }
         }

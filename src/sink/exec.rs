@@ -14,8 +14,9 @@ use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
 
+use super::permit::refused;
 use super::record::write_line;
-use super::{Capacity, Sink};
+use super::{Capacity, Permit, Sink};
 use crate::fault::Fault;
 use crate::render::{Notice, Plain};
 use crate::retry::{Scope, Verdict};
@@ -55,6 +56,14 @@ pub struct Checked {
     arguments: Vec<String>,
     timeout: Duration,
     at_once: usize,
+}
+
+impl Checked {
+    /// The longest that a run takes.
+    #[must_use]
+    pub const fn timeout(&self) -> Duration {
+        self.timeout
+    }
 }
 
 impl Settings {
@@ -104,12 +113,12 @@ impl Exec {
         Self(settings)
     }
 
-    fn start(&self, notice: &Notice) -> std::io::Result<Child> {
+    fn command(&self, notice: &Notice) -> Command {
         let event = &notice.event;
         let command = event.command();
         let text = |text: Option<&str>| Plain::new(text.unwrap_or_default()).text().to_owned();
-        Command::new(&self.0.program)
-            .args(&self.0.arguments)
+        let mut run = Command::new(&self.0.program);
+        run.args(&self.0.arguments)
             .env_clear()
             .env("PATH", PATH)
             .env("RUNBELL_ID", &notice.id)
@@ -134,12 +143,16 @@ impl Exec {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
-            .kill_on_drop(true)
-            .spawn()
+            .kill_on_drop(true);
+        run
     }
 
-    async fn run(&self, notice: &Notice) -> Verdict {
-        let mut child = match self.start(notice) {
+    async fn run(&self, notice: &Notice, permit: &Permit) -> Verdict {
+        let mut command = self.command(notice);
+        if !permit.begin() {
+            return refused();
+        }
+        let mut child = match command.spawn() {
             Ok(child) => child,
             Err(error) => {
                 let program = self.0.program.display();
@@ -239,10 +252,10 @@ impl Sink for Exec {
         }
     }
 
-    async fn send(&self, notices: &[Notice]) -> Vec<Verdict> {
+    async fn send(&self, notices: &[Notice], permit: &Permit) -> Vec<Verdict> {
         let mut verdicts = Vec::with_capacity(notices.len());
         for notice in notices {
-            let verdict = self.run(notice).await;
+            let verdict = self.run(notice, permit).await;
             let is_sent = matches!(verdict, Verdict::Sent { .. });
             verdicts.push(verdict);
             if !is_sent {
@@ -265,7 +278,7 @@ mod tests {
             at_once: None,
         };
         let sink = Exec::new(settings.check(Path::new("/")).unwrap());
-        let mut verdicts = sink.send(&[notice("i-1")]).await;
+        let mut verdicts = sink.send(&[notice("i-1")], &Permit::always()).await;
         verdicts.remove(0)
     }
 

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use jiff::Timestamp;
 
 use crate::clock::Clock;
 use crate::render::{Notice, Template};
@@ -23,12 +22,15 @@ pub mod http;
 pub mod mattermost;
 pub mod ntfy;
 pub mod pagerduty;
+mod permit;
 pub mod record;
 pub mod slack;
 pub mod stdout;
 pub mod teams;
 pub mod telegram;
 pub mod webhook;
+
+pub use permit::Permit;
 
 /// How a sink wants its notices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,9 +47,9 @@ pub trait Sink: Send + Sync + 'static {
     /// How it wants its notices.
     fn capacity(&self) -> Capacity;
 
-    /// When it may be given the next notice at the earliest: services count how many they get.
-    fn free_at(&self) -> Timestamp {
-        Timestamp::MIN
+    /// How long until it may be given the next notice: services count how many they get.
+    fn free_in(&self) -> Duration {
+        Duration::ZERO
     }
 
     /// Whether later notices of a command may refer to the first: to answer it, or to take its place.
@@ -68,7 +70,10 @@ pub trait Sink: Send + Sync + 'static {
 
     /// Sends notices in the order given. Answers one verdict for each; after the first that is not
     /// [`Verdict::Sent`] the rest of the same lane must not have been sent.
-    async fn send(&self, notices: &[Notice]) -> Vec<Verdict>;
+    ///
+    /// Asks `permit` each time right before bytes of a notice can leave, after every wait. Once it is
+    /// refused nothing more is sent, and the verdicts on what was held back mean nothing.
+    async fn send(&self, notices: &[Notice], permit: &Permit) -> Vec<Verdict>;
 
     /// A notice as it would be sent, for people to look at; without secrets.
     fn preview(&self, notice: &Notice) -> String {
@@ -138,6 +143,18 @@ impl Configured {
             Kind::File(_) | Kind::Stdout(_) | Kind::Exec(_) => false,
             Kind::Http(checked) => checked.vendor.speaks_to_people(),
             Kind::Email(_) => true,
+        }
+    }
+
+    /// The longest that one try takes.
+    #[must_use]
+    pub fn timeout(&self) -> Duration {
+        match &self.kind {
+            // A disk that hangs longer than a lease lasts costs a mark, and no line.
+            Kind::File(_) | Kind::Stdout(_) => Duration::ZERO,
+            Kind::Http(checked) => checked.connection.timeout(),
+            Kind::Email(checked) => checked.timeout(),
+            Kind::Exec(checked) => checked.timeout(),
         }
     }
 

@@ -16,8 +16,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::Deserialize;
 
+use super::permit::refused;
 use super::record::write_line;
-use super::{Capacity, Sink};
+use super::{Capacity, Permit, Sink};
 use crate::render::Notice;
 use crate::retry::{Patience, Scope, Verdict};
 
@@ -51,12 +52,13 @@ impl Sink for StdoutSink {
         }
     }
 
-    async fn send(&self, notices: &[Notice]) -> Vec<Verdict> {
+    async fn send(&self, notices: &[Notice], permit: &Permit) -> Vec<Verdict> {
         let mut lines = Lines::default();
         for notice in notices {
             write_line(notice, &mut lines.text);
             lines.ends.push(lines.text.len());
         }
+        let permit = permit.clone();
         // A reader that does not read must stop this sink, and not the runtime.
         let written = tokio::task::spawn_blocking(move || {
             let mut locked = io::stdout().lock();
@@ -64,7 +66,7 @@ impl Sink for StdoutSink {
                 .flush()
                 .and_then(|()| Ok(File::from(locked.as_fd().try_clone_to_owned()?)));
             match opened {
-                Ok(mut out) => lines.write(&mut out, &TORN),
+                Ok(mut out) => lines.write(&mut out, &TORN, &permit),
                 Err(error) => lines.verdicts(0, &error),
             }
         })
@@ -90,7 +92,11 @@ struct Lines {
 
 impl Lines {
     /// Writes as much as is taken, and says of each line what became of it.
-    fn write(&self, out: &mut impl Write, torn: &AtomicBool) -> Vec<Verdict> {
+    fn write(&self, out: &mut impl Write, torn: &AtomicBool, permit: &Permit) -> Vec<Verdict> {
+        // Asked after the wait for the lock, which others may have held before a pipe that was full.
+        if !permit.begin() {
+            return vec![refused(); self.ends.len()];
+        }
         if torn.load(Ordering::Relaxed) {
             match write_all(out, b"\n") {
                 (_, Some(error)) => return self.verdicts(0, &error),
@@ -176,7 +182,7 @@ mod tests {
     fn a_torn_line_is_the_only_one_in_doubt_and_swallows_none() {
         let (mut reader, mut writer) = pipe();
         let (many, torn) = (lines(200), AtomicBool::new(false));
-        let verdicts = many.write(&mut writer, &torn);
+        let verdicts = many.write(&mut writer, &torn, &Permit::always());
         assert_eq!(verdicts.len(), 200);
         let words: Vec<_> = verdicts.iter().map(Verdict::word).collect();
         let sent = words.iter().filter(|word| **word == "sent").count();
@@ -185,13 +191,13 @@ mod tests {
         assert!(sent > 0 && rest > 0 && words == expected, "{words:?}");
 
         let few = lines(2);
-        let verdicts = few.write(&mut writer, &torn);
+        let verdicts = few.write(&mut writer, &torn, &Permit::always());
         let words: Vec<_> = verdicts.iter().map(Verdict::word).collect();
         assert_eq!(words, ["retry"; 2], "nothing goes while the pipe is full");
 
         let mut begun = vec![0; 65_536];
         reader.read_exact(&mut begun).unwrap();
-        let verdicts = few.write(&mut writer, &torn);
+        let verdicts = few.write(&mut writer, &torn, &Permit::always());
         assert_eq!(verdicts, vec![Verdict::Sent { remote_id: None }; 2]);
         drop(writer);
         let mut after = Vec::new();
@@ -204,8 +210,21 @@ mod tests {
     fn where_nobody_reads_nothing_is_in_doubt() {
         let (reader, mut writer) = pipe();
         drop(reader);
-        let verdicts = lines(3).write(&mut writer, &AtomicBool::new(false));
+        let verdicts = lines(3).write(&mut writer, &AtomicBool::new(false), &Permit::always());
         let words: Vec<_> = verdicts.iter().map(Verdict::word).collect();
         assert_eq!(words, ["retry"; 3]);
+    }
+    #[test]
+    fn permit_that_is_refused_leaves_the_pipe_empty() {
+        let (mut reader, mut writer) = pipe();
+        // A torn line is ended by the next write, which is a byte of ours as well.
+        let (torn, permit) = (AtomicBool::new(true), Permit::new(|| false));
+        let verdicts = lines(3).write(&mut writer, &torn, &permit);
+        assert_eq!(verdicts, vec![refused(); 3]);
+        assert!(permit.is_refused() && !permit.has_begun());
+        drop(writer);
+        let mut after = Vec::new();
+        reader.read_to_end(&mut after).unwrap();
+        assert_eq!(after, b"");
     }
 }

@@ -14,7 +14,7 @@ use openssl::ssl::SslConnector;
 use secrecy::SecretString;
 use serde::Deserialize;
 
-use super::{Capacity, Sink};
+use super::{Capacity, Permit, Sink};
 use crate::clock::Clock;
 use crate::fault::Fault;
 use crate::render::Notice;
@@ -76,6 +76,14 @@ pub struct Checked {
     to: Vec<Mailbox>,
     connections: usize,
     timeout: Duration,
+}
+
+impl Checked {
+    /// The longest that a mail takes.
+    #[must_use]
+    pub const fn timeout(&self) -> Duration {
+        self.timeout
+    }
 }
 
 impl Settings {
@@ -223,20 +231,20 @@ impl Email {
 
     /// Sends one notice to whoever does not have it yet; once more as little else than its title when
     /// the server refuses what is in it. A notice is never lost to its looks.
-    async fn mail(&self, notice: &Notice) -> Verdict {
-        let verdict = self.attempt(notice, Form::Whole).await;
+    async fn mail(&self, notice: &Notice, permit: &Permit) -> Verdict {
+        let verdict = self.attempt(notice, Form::Whole, permit).await;
         if let Verdict::Refused { content: true, why } = &verdict {
             tracing::warn!(
                 sink = self.name,
                 why,
                 "a mail was refused for what is in it; its title goes as plain text"
             );
-            return self.attempt(notice, Form::Plain).await;
+            return self.attempt(notice, Form::Plain, permit).await;
         }
         verdict
     }
 
-    async fn attempt(&self, notice: &Notice, form: Form) -> Verdict {
+    async fn attempt(&self, notice: &Notice, form: Form, permit: &Permit) -> Verdict {
         let mut tally = Tally::new(&self.settings.to, notice.progress.as_deref());
         if tally.waiting().is_empty() {
             return tally.verdict(Ok(()));
@@ -253,7 +261,7 @@ impl Email {
         };
         let mut stage = Stage::Before;
         let limit = self.settings.timeout;
-        let sending = self.post.send(&bytes, &mut tally, &mut stage);
+        let sending = self.post.send(&bytes, &mut tally, &mut stage, permit);
         let sent = tokio::time::timeout(limit, sending).await;
         let outcome = sent.unwrap_or_else(|_| {
             let why = format!("no answer from {} within {limit:?}", self.settings.server);
@@ -279,14 +287,14 @@ impl Sink for Email {
         }
     }
 
-    async fn send(&self, notices: &[Notice]) -> Vec<Verdict> {
+    async fn send(&self, notices: &[Notice], permit: &Permit) -> Vec<Verdict> {
         let mut verdicts: Vec<Verdict> = Vec::with_capacity(notices.len());
         for notice in notices {
             let is_free = verdicts
                 .last()
                 .is_none_or(|last| matches!(last, Verdict::Sent { .. }));
             let verdict = if is_free {
-                self.mail(notice).await
+                self.mail(notice, permit).await
             } else {
                 Verdict::Retry {
                     why: "the one before it was not sent".to_owned(),

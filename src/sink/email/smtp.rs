@@ -22,6 +22,7 @@ use super::wire::Wire;
 use crate::clock::{Clock, since};
 use crate::fault::causes;
 use crate::render::Plain;
+use crate::sink::Permit;
 
 /// A connection that lay about for longer was forgotten by the server, or by something on the way.
 const LONGEST_IDLE: Duration = Duration::from_mins(1);
@@ -122,8 +123,9 @@ impl Post {
         mail: &[u8],
         tally: &mut Tally,
         stage: &mut Stage,
+        permit: &Permit,
     ) -> Result<(), Trouble> {
-        let mut connection = self.begin().await?;
+        let mut connection = self.begin(permit).await?;
         let mut takers: Vec<Address> = Vec::new();
         for address in tally.waiting().to_vec() {
             let answer = self
@@ -153,6 +155,11 @@ impl Post {
             tally.mail_denied(&takers, &answer);
             return Ok(());
         }
+        // A server that checks recipients may have taken its time since the permit was asked. Without
+        // the mail itself it has nothing to deliver, and the connection goes.
+        if !permit.begin() {
+            return Err(Trouble::Refused);
+        }
         *stage = Stage::Uncertain;
         let answer = Answer::of(connection.message(mail).await).map_err(|why| {
             let server = &self.settings.server;
@@ -171,24 +178,32 @@ impl Post {
     }
 
     /// A connection on which the server has taken the sender.
-    async fn begin(&self) -> Result<AsyncSmtpConnection, Trouble> {
+    async fn begin(&self, permit: &Permit) -> Result<AsyncSmtpConnection, Trouble> {
         let idle = self.idle();
         if let Some(mut connection) = idle {
             // One that the server has given up meanwhile says nothing of the server, and nothing was
             // sent on it.
-            match self.from(&mut connection).await {
+            match self.from(&mut connection, permit).await {
                 Ok(()) => return Ok(connection),
                 Err(Trouble::Away(_)) => {}
                 Err(trouble) => return Err(trouble),
             }
         }
         let mut connection = self.open().await?;
-        self.from(&mut connection).await?;
+        self.from(&mut connection, permit).await?;
         Ok(connection)
     }
 
     /// Says who the mail is from. That is the same for all mail: so is what the server thinks of it.
-    async fn from(&self, connection: &mut AsyncSmtpConnection) -> Result<(), Trouble> {
+    /// Nothing of a mail is said before the permit is there.
+    async fn from(
+        &self,
+        connection: &mut AsyncSmtpConnection,
+        permit: &Permit,
+    ) -> Result<(), Trouble> {
+        if !permit.begin() {
+            return Err(Trouble::Refused);
+        }
         let from = &self.settings.from.email;
         let mail = Mail::new(Some(from.clone()), vec![]);
         let answer = self.say(connection, mail).await?;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::smtp::Answer;
 use crate::retry::{Scope, Verdict};
+use crate::sink::permit::refused;
 
 /// Why a transaction came to no end.
 #[derive(Debug)]
@@ -18,6 +19,8 @@ pub(super) enum Trouble {
     Broken(String),
     /// Everything was said, and no answer came.
     Lost(String),
+    /// The permit to send was refused.
+    Refused,
 }
 
 /// What is known of every recipient, in the words that are stored between attempts.
@@ -108,6 +111,7 @@ impl Tally {
             Err(Trouble::Away(why)) => return retry(why, Scope::Sink, progress),
             Err(Trouble::Broken(why)) => return Verdict::Broken { why },
             Err(Trouble::Lost(why)) => return Verdict::Unknown { why },
+            Err(Trouble::Refused) => return refused(),
             Ok(()) => {}
         }
         let refused = listed(&self.progress.refused);

@@ -12,6 +12,7 @@ use crate::secret::SecretText;
 use crate::sink::record::tests::notice;
 
 mod desk;
+mod permit;
 
 use desk::Say::{Echo, HangUp, Nothing, This, Usual};
 use desk::Server;
@@ -36,7 +37,9 @@ fn sink(settings: Checked) -> (Email, Clock) {
 }
 
 async fn send(sink: &Email, notice: &Notice) -> Verdict {
-    let verdicts = sink.send(std::slice::from_ref(notice)).await;
+    let verdicts = sink
+        .send(std::slice::from_ref(notice), &Permit::always())
+        .await;
     assert_eq!(verdicts.len(), 1);
     verdicts.into_iter().next().unwrap()
 }

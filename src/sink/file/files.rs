@@ -9,6 +9,8 @@ use super::batch::{Answers, Batch, Group, not_sent};
 use super::log::{Log, LogError};
 use super::{Checked, MOST_OPEN, tail};
 use crate::retry::{Scope, Verdict};
+use crate::sink::Permit;
+use crate::sink::permit::refused;
 
 /// What is open, and what is not known for sure.
 pub(super) struct Files {
@@ -24,6 +26,9 @@ type Elsewhere = HashMap<PathBuf, HashSet<String>>;
 impl LogError {
     /// The verdict on what has not been written because of it.
     fn verdict(&self) -> Verdict {
+        if matches!(self, Self::Refused) {
+            return refused();
+        }
         let why = self.to_string();
         if self.is_a_persons_business() {
             return Verdict::Broken { why };
@@ -43,13 +48,13 @@ impl Files {
 
     /// Writes a batch, a chunk of files at a time. A failure ends it; a path that cannot be written
     /// stops only what is for it.
-    pub(super) fn write(&mut self, batch: Batch, now: Timestamp) -> Vec<Verdict> {
+    pub(super) fn write(&mut self, batch: Batch, now: Timestamp, permit: &Permit) -> Vec<Verdict> {
         let mut answers = Answers::new(batch.count);
         let mut elsewhere = Elsewhere::new();
         for mut chunk in batch.chunks {
-            let written = self
-                .open(&mut chunk, &mut answers, now)
-                .and_then(|()| self.write_chunk(&mut chunk, &mut answers, &mut elsewhere, now));
+            let written = self.open(&mut chunk, &mut answers, now).and_then(|()| {
+                self.write_chunk(&mut chunk, &mut answers, &mut elsewhere, now, permit)
+            });
             if let Err(error) = written {
                 return answers.finish(&error.verdict());
             }
@@ -101,12 +106,13 @@ impl Files {
         answers: &mut Answers,
         elsewhere: &mut Elsewhere,
         now: Timestamp,
+        permit: &Permit,
     ) -> Result<(), LogError> {
         chunk
             .iter_mut()
             .try_for_each(|group| self.look_back(group, elsewhere))?;
         let mut begun = 0;
-        let written = self.write_groups(chunk, &mut begun, now);
+        let written = self.write_groups(chunk, &mut begun, now, permit);
         let synced = written.and_then(|()| {
             tracing::trace!(target: "runbell::point", "written");
             chunk
@@ -156,11 +162,12 @@ impl Files {
         chunk: &[Group],
         begun: &mut usize,
         now: Timestamp,
+        permit: &Permit,
     ) -> Result<(), LogError> {
         for group in chunk {
             *begun += 1;
             if !group.lines.is_empty() {
-                self.log(&group.path)?.write(&group.pieces(), now)?;
+                self.log(&group.path)?.write(&group.pieces(), now, permit)?;
             }
         }
         Ok(())

@@ -12,6 +12,7 @@ use jiff::Timestamp;
 
 use super::rotation::{Rotation, sync_folder};
 use super::tail;
+use crate::sink::Permit;
 
 /// Why lines cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +36,9 @@ pub(super) enum LogError {
     /// The file was closed in between.
     #[error("the file was closed")]
     Vanished,
+    /// The permit to send was refused.
+    #[error("{}", crate::sink::permit::REFUSED)]
+    Refused,
 }
 
 impl LogError {
@@ -42,7 +46,7 @@ impl LogError {
     pub(super) fn is_a_persons_business(&self) -> bool {
         match self {
             Self::NoFolder(_) | Self::NoFile(_) => true,
-            Self::InUse(_) | Self::Vanished => false,
+            Self::InUse(_) | Self::Vanished | Self::Refused => false,
             Self::System { source, .. } => matches!(
                 source.kind(),
                 io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
@@ -54,7 +58,7 @@ impl LogError {
     pub(super) fn is_about_the_path(&self) -> bool {
         match self {
             Self::NoFile(_) => true,
-            Self::NoFolder(_) | Self::InUse(_) | Self::Vanished => false,
+            Self::NoFolder(_) | Self::InUse(_) | Self::Vanished | Self::Refused => false,
             Self::System { source, .. } => matches!(
                 source.kind(),
                 io::ErrorKind::InvalidFilename
@@ -160,7 +164,12 @@ impl Log {
     }
 
     /// Appends whole lines, in a new file when it is time for one. They are not safe before `sync`.
-    pub(super) fn write(&mut self, pieces: &[&[u8]], now: Timestamp) -> Result<(), LogError> {
+    pub(super) fn write(
+        &mut self,
+        pieces: &[&[u8]],
+        now: Timestamp,
+        permit: &Permit,
+    ) -> Result<(), LogError> {
         let length: usize = pieces.iter().map(|piece| piece.len()).sum();
         if length == 0 {
             return Ok(());
@@ -176,6 +185,10 @@ impl Log {
                 sync_folder(folder).map_err(|source| failed("sync the folder", folder, source))?;
             }
             self.is_named = true;
+        }
+        // Rotating, compressing and syncing folders may have taken long.
+        if !permit.begin() {
+            return Err(LogError::Refused);
         }
         self.written_at = now;
         for piece in pieces {
@@ -214,6 +227,10 @@ impl Log {
     fn rotate(&mut self, now: Timestamp) -> Result<(), LogError> {
         // Once more files are set aside it is out of reach.
         self.before()?;
+        // Lines that an earlier process wrote may never have been synced, and `sync` looks at the new
+        // file only. Found later, they would count as written without being safe. The new name is
+        // made safe with the new file's, before there are lines in that.
+        self.sync()?;
         Rotation::set_aside(&self.path, now)
             .map_err(|source| failed("rotate", &self.path, source))?;
         let file = open_or_make(&self.path, self.mode)?;

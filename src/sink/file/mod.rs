@@ -12,7 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::Deserialize;
 
-use super::{Capacity, Sink};
+use super::{Capacity, Permit, Sink};
 use crate::clock::Clock;
 use crate::fault::Fault;
 use crate::render::Notice;
@@ -211,11 +211,13 @@ impl Sink for FileSink {
         }
     }
 
-    async fn send(&self, notices: &[Notice]) -> Vec<Verdict> {
+    async fn send(&self, notices: &[Notice], permit: &Permit) -> Vec<Verdict> {
         let files = Arc::clone(&self.files);
         let now = self.clock.now();
         let batch = Batch::new(notices, &self.template, now);
-        let written = tokio::task::spawn_blocking(move || lock(&files).write(batch, now)).await;
+        let permit = permit.clone();
+        let writing = move || lock(&files).write(batch, now, &permit);
+        let written = tokio::task::spawn_blocking(writing).await;
         written.unwrap_or_else(|error| {
             let why = error.to_string();
             let verdict = if error.is_panic() {

@@ -196,7 +196,7 @@ fn compress(path: &Path) -> io::Result<()> {
         let _ = fs::remove_file(&begun);
     }
     compressed?;
-    sync_folder(parts(path).0)?;
+    sync_folder(folder_of(path))?;
     fs::remove_file(path)
 }
 
@@ -206,12 +206,15 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
+/// The folder that a path leads to.
+pub(super) fn folder_of(path: &Path) -> &Path {
+    path.parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
+}
+
 /// Folder, name before the extension, and extension with its dot.
 fn parts(path: &Path) -> (&Path, String, String) {
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
     let text = |part: Option<&std::ffi::OsStr>| {
         part.map(|part| part.to_string_lossy().into_owned())
             .unwrap_or_default()
@@ -220,5 +223,5 @@ fn parts(path: &Path) -> (&Path, String, String) {
         none if none.is_empty() => none,
         some => format!(".{some}"),
     };
-    (folder, text(path.file_stem()), extension)
+    (folder_of(path), text(path.file_stem()), extension)
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::de::IgnoredAny;
 
 use super::PER_SEND;
-use super::rotation::newest_set_aside;
+use super::rotation::{folder_of, newest_set_aside, sync_folder};
 use crate::sink::record;
 
 /// How a line of ours begins.
@@ -41,7 +41,9 @@ pub(super) fn mend(file: &File, size: u64) -> io::Result<u64> {
     Ok(size + 1)
 }
 
-/// The ids of the last lines of a file, and of the one that was set aside before it.
+/// The ids of the last lines of a file, and of the one that was set aside before it. Those in the file
+/// itself are as safe as its last sync; of the other nobody can say who synced it last, so it is made
+/// safe before its lines count as written.
 pub(super) fn ids(path: &Path, file: &File, size: u64) -> io::Result<HashSet<String>> {
     let mut ids: HashSet<String> = last_ids(file, size)?.into_iter().collect();
     if ids.len() < LINES
@@ -52,11 +54,12 @@ pub(super) fn ids(path: &Path, file: &File, size: u64) -> io::Result<HashSet<Str
     Ok(ids)
 }
 
-/// The same for a file that is not written any more, and may not be there.
+/// The same for a file that is not written any more, and may not be there; it is made safe as well.
 pub(super) fn ids_of_another(path: &Path) -> HashSet<String> {
     let found = match open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return HashSet::new(),
         found => found.and_then(|file| {
+            make_safe(&file, path)?;
             let size = file.metadata()?.len();
             ids(path, &file, size)
         }),
@@ -76,11 +79,19 @@ fn or_none<T: Default>(path: &Path, found: io::Result<T>) -> T {
 /// The last ids of a file that was set aside, compressed or not.
 fn content(path: &Path) -> io::Result<VecDeque<String>> {
     let file = open(path)?;
+    make_safe(&file, path)?;
     if path.extension().is_some_and(|extension| extension == "zst") {
         return ids_in(zstd::Decoder::new(file)?);
     }
     let size = file.metadata()?.len();
     last_ids(&file, size)
+}
+
+/// Syncs a file that is not written any more, and its name. Whoever wrote the end of it may have been
+/// killed before the sync: its lines can be read, and are gone after a power cut.
+fn make_safe(file: &File, path: &Path) -> io::Result<()> {
+    file.sync_data()?;
+    sync_folder(folder_of(path))
 }
 
 /// What a link points to is not ours, and a pipe would have us wait.

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use super::*;
 use crate::sink::record::{self, tests::notice};
 
+mod durable;
+mod permit;
 mod trouble;
 
 struct Place(tempfile::TempDir);
@@ -84,7 +86,7 @@ fn ids(text: &[u8]) -> Vec<String> {
 
 async fn send(sink: &FileSink, instances: &[&str]) -> Vec<Verdict> {
     let notices: Vec<_> = instances.iter().map(|instance| notice(instance)).collect();
-    sink.send(&notices).await
+    sink.send(&notices, &Permit::always()).await
 }
 
 fn sent() -> Verdict {
@@ -142,7 +144,10 @@ async fn what_may_have_been_written_is_not_written_twice() {
     again[0].marks.possible_repeat = true;
     again[1].marks.possible_repeat = true;
     // Without the mark it is somebody's wish to have it twice.
-    assert_eq!(after.send(&again).await, [sent(), sent(), sent()]);
+    assert_eq!(
+        after.send(&again, &Permit::always()).await,
+        [sent(), sent(), sent()]
+    );
     assert_eq!(
         place.ids("audit.jsonl"),
         [id("i-1"), id("i-2"), id("i-3"), id("i-1")]
@@ -165,7 +170,10 @@ async fn what_may_have_been_written_is_found_in_the_file_before() {
         for notice in &mut again {
             notice.marks.possible_repeat = true;
         }
-        assert_eq!(after.send(&again).await, [sent(), sent()]);
+        assert_eq!(
+            after.send(&again, &Permit::always()).await,
+            [sent(), sent()]
+        );
         assert_eq!(place.ids("audit.jsonl"), [id("i-2")], "{compress}");
     }
 }
@@ -358,4 +366,11 @@ fn wrong_settings_are_named_all_at_once() {
     let faults = settings.check(Path::new("/"), "r-1").unwrap_err();
     let places: Vec<_> = faults.iter().map(|fault| fault.path.join(".")).collect();
     assert_eq!(places, ["path", "mode", "keep", "compress"]);
+}
+
+#[test]
+fn docs_name_how_many_files_are_open() {
+    let page = include_str!("../../../docs/files.md");
+    let named = format!("at most {MOST_OPEN} files open");
+    assert!(page.contains(&named), "docs/files.md: {named}");
 }

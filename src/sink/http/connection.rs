@@ -172,6 +172,12 @@ impl Settings {
 const SHORTEST_SECRET: usize = 12;
 
 impl Connection {
+    /// The longest that a call takes.
+    #[must_use]
+    pub const fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// Learns secrets, and what they are made of: the parts of a URL are as secret as the whole.
     pub(super) fn hide(&mut self, secrets: &[SecretText]) {
         for secret in secrets {

@@ -6,6 +6,7 @@
 //! one.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -13,7 +14,8 @@ use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Method, Url};
 use tokio::sync::OnceCell;
 
-use super::{Capacity, Sink};
+use super::permit::refused;
+use super::{Capacity, Permit, Sink};
 use crate::clock::Clock;
 use crate::fault::causes;
 use crate::render::Notice;
@@ -22,8 +24,11 @@ use crate::secret::SecretText;
 
 mod address;
 mod answer;
+mod body;
 mod connection;
 mod pace;
+
+use body::Guarded;
 
 pub use answer::{Answer, retry_after};
 pub use connection::{Connection, Settings};
@@ -183,9 +188,9 @@ impl HttpSink {
         verdict
     }
 
-    async fn bring(&self, notice: &Notice) -> Verdict {
+    async fn bring(&self, notice: &Notice, permit: &Permit) -> Verdict {
         let Some(message) = &notice.thread else {
-            return self.post(notice).await.verdict;
+            return self.post(notice, permit).await.verdict;
         };
         let anew = Notice {
             thread: None,
@@ -194,28 +199,30 @@ impl HttpSink {
         if let Some(digest) = &notice.digest
             && let Some(edit) = self.vendor.edit(notice, message)
         {
-            let edited = self.attempt(edit).await;
+            let edited = self.attempt(edit, permit).await;
             match edited.verdict {
                 // An edit calls nobody: bad news is told besides.
                 Verdict::Sent { .. } if digest.has_news => {}
                 Verdict::Sent { .. } => return sent_to(message),
-                Verdict::Refused { content: true, .. } => return self.post(&anew).await.verdict,
-                _ if edited.is_gone => return self.post(&anew).await.verdict,
+                Verdict::Refused { content: true, .. } => {
+                    return self.post(&anew, permit).await.verdict;
+                }
+                _ if edited.is_gone => return self.post(&anew, permit).await.verdict,
                 verdict => return verdict,
             }
         }
-        let posted = self.post(notice).await;
+        let posted = self.post(notice, permit).await;
         match posted.verdict {
             Verdict::Sent { .. } => sent_to(message),
-            _ if posted.is_gone => self.post(&anew).await.verdict,
+            _ if posted.is_gone => self.post(&anew, permit).await.verdict,
             verdict => verdict,
         }
     }
 
     /// Sends a notice as a message of its own; one whose form is refused as plain text.
-    async fn post(&self, notice: &Notice) -> Attempt {
+    async fn post(&self, notice: &Notice, permit: &Permit) -> Attempt {
         let attempt = self
-            .attempt(self.vendor.call(notice, self.clock.now()))
+            .attempt(self.vendor.call(notice, self.clock.now()), permit)
             .await;
         // A notice is never lost to its looks.
         if let Verdict::Refused { content: true, why } = &attempt.verdict
@@ -226,15 +233,15 @@ impl HttpSink {
                 why,
                 "a notice was refused for its form; it is sent as plain text"
             );
-            return self.attempt(plain).await;
+            return self.attempt(plain, permit).await;
         }
         attempt
     }
 
-    async fn attempt(&self, call: Call) -> Attempt {
+    /// Makes one call. Everything that takes time comes before the permit, which the body asks for.
+    async fn attempt(&self, call: Call, permit: &Permit) -> Attempt {
         if let Some(pace) = &self.pace {
-            let at = pace.take(self.clock.now());
-            self.clock.sleep_until(at).await;
+            self.clock.sleep(pace.take(self.clock.boot())).await;
         }
         let client = match self
             .client
@@ -251,12 +258,15 @@ impl HttpSink {
         let request = client
             .request(call.method, call.url)
             .headers(call.headers)
-            .body(call.body);
+            .body(reqwest::Body::wrap(Guarded::new(call.body, permit)));
         match self.answer(request).await {
             Ok(answer) => Attempt {
                 verdict: self.shown(self.vendor.verdict(&answer)),
                 is_gone: self.vendor.is_gone(&answer),
             },
+            Err(_) if permit.is_refused() => Attempt::failed(refused()),
+            // Whatever went wrong, it was before the first byte.
+            Err(error) if !permit.has_begun() => Attempt::failed(self.shown(unreached(error))),
             Err(error) => Attempt::failed(self.shown(trouble(error))),
         }
     }
@@ -304,20 +314,25 @@ fn sent_to(message: &str) -> Verdict {
     }
 }
 
-/// What it means that no answer came. Until a connection stands, nothing was said; after that nobody
+/// Judges a call that brought no answer. Until a connection stands nothing was said; after that nobody
 /// knows how much of it was heard.
 fn trouble(error: reqwest::Error) -> Verdict {
-    let never_began = error.is_connect() || error.is_builder();
-    let why = causes(&error.without_url());
-    if never_began {
-        Verdict::Retry {
-            why,
-            after: None,
-            scope: Scope::Sink,
-            progress: None,
-        }
+    if error.is_connect() || error.is_builder() {
+        unreached(error)
     } else {
-        Verdict::Unknown { why }
+        Verdict::Unknown {
+            why: causes(&error.without_url()),
+        }
+    }
+}
+
+/// Judges a call of which nothing was said.
+fn unreached(error: reqwest::Error) -> Verdict {
+    Verdict::Retry {
+        why: causes(&error.without_url()),
+        after: None,
+        scope: Scope::Sink,
+        progress: None,
     }
 }
 
@@ -330,9 +345,9 @@ impl Sink for HttpSink {
         }
     }
 
-    fn free_at(&self) -> Timestamp {
+    fn free_in(&self) -> Duration {
         let pace = self.pace.as_ref();
-        pace.map_or(Timestamp::MIN, |pace| pace.free_at(self.clock.now()))
+        pace.map_or(Duration::ZERO, |pace| pace.free_in(self.clock.boot()))
     }
 
     fn keeps_threads(&self) -> bool {
@@ -349,10 +364,10 @@ impl Sink for HttpSink {
         self.connection.without_secrets(format!("{body:#}"))
     }
 
-    async fn send(&self, notices: &[Notice]) -> Vec<Verdict> {
+    async fn send(&self, notices: &[Notice], permit: &Permit) -> Vec<Verdict> {
         let mut verdicts = Vec::with_capacity(notices.len());
         for notice in notices {
-            let verdict = self.bring(notice).await;
+            let verdict = self.bring(notice, permit).await;
             let is_sent = matches!(verdict, Verdict::Sent { .. });
             verdicts.push(verdict);
             if !is_sent {

@@ -8,10 +8,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use jiff::Timestamp;
-
-use crate::clock::{earlier, later};
-
 /// A rate: one notice each so often, and so many at once when there were none for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
@@ -26,8 +22,9 @@ pub struct Rate {
 pub struct Pace {
     rate: Rate,
     sharers: Sharers,
-    /// When everything taken so far will have been worked off.
-    paid_until: Mutex<Timestamp>,
+    /// When everything taken so far will have been worked off, in boot time: a wall clock that is
+    /// set back leaves nothing to wait for.
+    paid_until: Mutex<Duration>,
 }
 
 /// How many processes bring to the same destinations, each its part of what these take; cheap to clone.
@@ -81,28 +78,28 @@ impl Pace {
         Self {
             rate,
             sharers,
-            paid_until: Mutex::new(Timestamp::MIN),
+            paid_until: Mutex::default(),
         }
     }
 
-    /// When the next notice may go.
+    /// How long until the next notice may go; `now` is boot time.
     #[must_use]
-    pub fn free_at(&self, now: Timestamp) -> Timestamp {
-        let paid_until = *self.paid_until(now);
-        earlier(paid_until, self.credit()).max(Timestamp::MIN)
+    pub fn free_in(&self, now: Duration) -> Duration {
+        self.wait(*self.paid_until(), now)
     }
 
-    /// Counts one notice, and says when it may go.
-    pub fn take(&self, now: Timestamp) -> Timestamp {
-        let mut paid_until = self.paid_until(now);
-        let at = earlier(*paid_until, self.credit());
-        *paid_until = later((*paid_until).max(now), self.each());
-        at
+    /// Counts one notice, and says how long until it may go; `now` is boot time.
+    pub fn take(&self, now: Duration) -> Duration {
+        let mut paid_until = self.paid_until();
+        let wait = self.wait(*paid_until, now);
+        *paid_until = (*paid_until).max(now).saturating_add(self.each());
+        wait
     }
 
-    /// What may be owed and yet go at once.
-    fn credit(&self) -> Duration {
-        self.each().saturating_mul(self.burst().saturating_sub(1))
+    fn wait(&self, paid_until: Duration, now: Duration) -> Duration {
+        // So much may be owed and yet go at once.
+        let credit = self.each().saturating_mul(self.burst().saturating_sub(1));
+        paid_until.saturating_sub(credit).saturating_sub(now)
     }
 
     /// The time that one notice uses up of this process's part.
@@ -115,18 +112,10 @@ impl Pace {
         (self.rate.burst / self.sharers.many()).max(1)
     }
 
-    fn paid_until(&self, now: Timestamp) -> std::sync::MutexGuard<'_, Timestamp> {
-        let mut paid_until = self
-            .paid_until
+    fn paid_until(&self) -> std::sync::MutexGuard<'_, Duration> {
+        self.paid_until
             .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        // A clock that was set back leaves nothing to wait for.
-        let most = later(
-            now,
-            self.each().saturating_mul(self.burst()).saturating_mul(100),
-        );
-        *paid_until = (*paid_until).min(most);
-        paid_until
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -134,53 +123,55 @@ impl Pace {
 mod tests {
     use super::*;
 
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn at(second: u32) -> Duration {
+        SECOND * (1000 + second)
+    }
+
     #[test]
-    fn a_burst_goes_at_once_and_the_rest_at_the_rate() {
+    fn burst_goes_at_once_and_the_rest_at_the_rate() {
         let rate = Rate {
-            each: Duration::from_secs(1),
+            each: SECOND,
             burst: 3,
         };
         let mut paces = Paces::default();
         let (one, same) = (paces.of("channel", rate), paces.of("channel", rate));
-        let at = |second: i64| Timestamp::from_second(1000 + second).unwrap();
         for _ in 0..3 {
-            assert!(one.free_at(at(0)) <= at(0));
-            assert!(one.take(at(0)) <= at(0));
+            assert!(one.free_in(at(0)).is_zero());
+            assert!(one.take(at(0)).is_zero());
         }
-        assert_eq!(same.free_at(at(0)), at(1), "two sinks share one channel");
-        assert_eq!(same.take(at(1)), at(1));
-        assert_eq!(same.free_at(at(1)), at(2));
-        assert!(paces.of("another", rate).free_at(at(1)) <= at(1));
+        assert_eq!(same.free_in(at(0)), SECOND, "two sinks share one channel");
+        assert!(same.take(at(1)).is_zero());
+        assert_eq!(same.free_in(at(1)), SECOND);
+        assert!(paces.of("another", rate).free_in(at(1)).is_zero());
         for _ in 0..3 {
             assert!(
-                one.take(at(100)) <= at(100),
+                one.take(at(100)).is_zero(),
                 "idle time is credit, up to the burst"
             );
         }
-        assert_eq!(one.free_at(at(100)), at(101));
+        assert_eq!(one.free_in(at(100)), SECOND);
     }
+
     #[test]
     fn replicas_take_equal_parts() {
         let rate = Rate {
-            each: Duration::from_secs(1),
+            each: SECOND,
             burst: 4,
         };
         let sharers = Sharers::default();
         let pace = Paces::shared_by(sharers.clone()).of("channel", rate);
-        let at = |second: i64| Timestamp::from_second(1000 + second).unwrap();
         sharers.are(2);
         for _ in 0..2 {
-            assert!(pace.take(at(0)) <= at(0));
+            assert!(pace.take(at(0)).is_zero());
         }
-        assert_eq!(pace.take(at(0)), at(2));
-        assert_eq!(pace.take(at(0)), at(4));
+        assert_eq!(pace.take(at(0)), SECOND * 2);
+        assert_eq!(pace.take(at(0)), SECOND * 4);
         sharers.are(1);
         for _ in 0..4 {
-            assert!(
-                pace.take(at(100)) <= at(100),
-                "alone it has the whole of it"
-            );
+            assert!(pace.take(at(100)).is_zero(), "alone it has the whole of it");
         }
-        assert_eq!(pace.take(at(100)), at(101));
+        assert_eq!(pace.take(at(100)), SECOND);
     }
 }

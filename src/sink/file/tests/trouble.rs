@@ -33,7 +33,7 @@ async fn a_damaged_older_file_keeps_no_line_from_being_written() {
     std::fs::write(place.path("audit-20261101T000000Z.jsonl.zst"), "half").unwrap();
     let mut again = notice("i-1");
     again.marks.possible_repeat = true;
-    assert_eq!(sink.send(&[again]).await, [sent()]);
+    assert_eq!(sink.send(&[again], &Permit::always()).await, [sent()]);
     assert_eq!(place.ids("audit.jsonl"), [id("i-1")]);
 }
 
@@ -63,7 +63,7 @@ async fn a_path_that_cannot_be_stops_its_own_lines_and_those_that_wait_for_them(
             stranger("i-1"),
         ];
         let before = place.ids_if_any("i-1/invocation.jsonl").len();
-        let verdicts = sink.send(&batch).await;
+        let verdicts = sink.send(&batch, &Permit::always()).await;
         assert_eq!(
             words(&verdicts),
             ["sent", "retry", "sent", "retry", "sent"],
@@ -90,7 +90,9 @@ async fn a_path_that_is_too_long_stops_nobody_else() {
     let deep = "{instance}/".repeat(41);
     let (sink, _) = place.spread(&format!("{deep}x.jsonl"));
     let long = "i".repeat(100);
-    let verdicts = sink.send(&[notice(&long), stranger("i")]).await;
+    let verdicts = sink
+        .send(&[notice(&long), stranger("i")], &Permit::always())
+        .await;
     assert_eq!(words(&verdicts), ["retry", "sent"], "{verdicts:?}");
 }
 
@@ -150,7 +152,7 @@ async fn what_may_have_been_written_is_found_after_any_number_of_lines() {
         for known in ["i-0", "2-999"] {
             let mut again = notice(known);
             again.marks.possible_repeat = true;
-            assert_eq!(after.send(&[again]).await, [sent()]);
+            assert_eq!(after.send(&[again], &Permit::always()).await, [sent()]);
         }
         assert_eq!(place.ids("audit.jsonl").len(), lines, "{settings}");
         std::fs::remove_file(place.path("audit.jsonl")).unwrap();
@@ -169,7 +171,10 @@ async fn what_may_have_been_written_on_another_day_is_found() {
     for notice in &mut again {
         notice.marks.possible_repeat = true;
     }
-    assert_eq!(after.send(&again).await, [sent(), sent()]);
+    assert_eq!(
+        after.send(&again, &Permit::always()).await,
+        [sent(), sent()]
+    );
     assert_eq!(place.ids("2026-11-23/audit.jsonl"), [id("i-1")]);
     assert_eq!(place.ids("2026-11-26/audit.jsonl"), [id("i-2")]);
 }
