@@ -24,9 +24,9 @@ use runbell::metrics::Metrics;
 use runbell::render::Notice;
 use runbell::retry::{Scope, Verdict};
 use runbell::route::{self, Routes};
-use runbell::sink::{Capacity, Sink};
+use runbell::sink::{Capacity, Permit, Sink};
 use runbell::store::sqlite::Sqlite;
-use runbell::store::{Append, Appended, Store};
+use runbell::store::{Append, Appended, Store, Terms};
 use runbell::wake::Wake;
 use tokio_util::sync::CancellationToken;
 
@@ -83,7 +83,7 @@ impl Sink for Well {
         }
     }
 
-    async fn send(&self, notices: &[Notice]) -> Vec<Verdict> {
+    async fn send(&self, notices: &[Notice], _: &Permit) -> Vec<Verdict> {
         let now = self.clock.now();
         let mut delays = self.delays.lock().unwrap_or_else(PoisonError::into_inner);
         delays.extend(notices.iter().map(|notice| since(notice.received_at, now)));
@@ -105,7 +105,7 @@ impl Sink for Other {
         }
     }
 
-    async fn send(&self, notices: &[Notice]) -> Vec<Verdict> {
+    async fn send(&self, notices: &[Notice], _: &Permit) -> Vec<Verdict> {
         let number = self.asked.fetch_add(1, Ordering::Relaxed);
         let verdict = match self.kind {
             Neighbour::Hangs => std::future::pending().await,
@@ -152,10 +152,11 @@ async fn main() -> anyhow::Result<()> {
 async fn measure(kind: Neighbour, args: &Args) -> anyhow::Result<(Vec<Duration>, u64)> {
     // In memory where there is such a place: what is measured is not the disk.
     let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir())?;
-    let (store, writer, _) = Sqlite::open(&folder.path().join("runbell.db"))?;
+    let clock = Clock::system();
+    let path = folder.path().join("runbell.db");
+    let (store, writer, _) = Sqlite::open(&path, Terms::default(), &clock)?;
     let thread = std::thread::spawn(move || writer.run());
     let store: Arc<dyn Store> = Arc::new(store);
-    let clock = Clock::system();
     let to = match kind {
         Neighbour::Nobody => r#"["well"]"#,
         _ => r#"["well", "other"]"#,
@@ -173,10 +174,10 @@ async fn measure(kind: Neighbour, args: &Args) -> anyhow::Result<(Vec<Duration>,
         while under_way.next().await.transpose()?.is_some() {}
         let now = clock.now();
         let until = later(now, Duration::from_hours(1));
-        store.rest("other", Some(until), now).await?;
+        store.back_off("other", Some(until), now).await?;
     }
     let around = Surroundings {
-        store: Arc::clone(&store),
+        lanes: store.clone(),
         routes: Arc::new(ArcSwap::from_pointee(routes.clone())),
         clock: clock.clone(),
         metrics: Arc::new(Metrics::new()),
@@ -268,11 +269,7 @@ async fn append(
         envelope: EnvelopeKind::Notification,
     });
     let owed = routes.owed(&event, None);
-    let append = Append {
-        event,
-        owed,
-        received_at: now,
-    };
+    let append = Append::new(event, owed, now);
     match store.append(append).await? {
         Appended::Stored { due, .. } => Ok(due),
         Appended::Known { .. } => anyhow::bail!("{name} is known"),

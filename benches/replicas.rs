@@ -33,9 +33,8 @@ use futures_util::future::try_join_all;
 use jiff::Timestamp;
 use runbell::app::keeping;
 use runbell::clock::Clock;
-use runbell::delivery::Outcome;
 use runbell::route::Routes;
-use runbell::store::{Append, Lane, Settled, Settlement, Store};
+use runbell::store::{Append, Ending, Lane, Settled, Settlement, Store};
 
 #[path = "intake/notifications.rs"]
 mod notifications;
@@ -294,13 +293,7 @@ async fn replica(from: usize, to: usize, settings: &Path) -> anyhow::Result<()> 
                 let event = notifications::past_event(number, to, past);
                 let owed = routes.owed(&event, None);
                 let received_at = clock.now();
-                store
-                    .append(Append {
-                        event,
-                        owed,
-                        received_at,
-                    })
-                    .await?;
+                store.append(Append::new(event, owed, received_at)).await?;
             }
         });
         try_join_all(appends).await?;
@@ -353,13 +346,8 @@ fn all_sent(lane: Lane, now: Timestamp) -> Settlement {
     let results = lane
         .waiting
         .into_iter()
-        .map(|it| Settled::new(it.event_id, it.key, Outcome::Sent, now));
-    Settlement {
-        lane: lane.id,
-        epoch: lane.epoch,
-        results: results.collect(),
-        not_before: None,
-    }
+        .map(|it| Settled::new(it.event_id, it.key, Ending::SENT, now));
+    lane.lease.settle(results.collect(), now, None)
 }
 
 /// CPU that this process has used, in microseconds.

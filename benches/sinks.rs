@@ -27,8 +27,8 @@ use runbell::delivery::Marks;
 use runbell::event::{EnvelopeKind, Event, Source};
 use runbell::render::{self, Notice};
 use runbell::retry::Verdict;
-use runbell::sink::Sink;
 use runbell::sink::http::Paces;
+use runbell::sink::{Permit, Sink};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -118,7 +118,9 @@ async fn main() -> anyhow::Result<()> {
 }
 
 async fn send(sink: &Arc<dyn Sink>, notice: &Notice) -> anyhow::Result<()> {
-    let verdicts = sink.send(std::slice::from_ref(notice)).await;
+    let verdicts = sink
+        .send(std::slice::from_ref(notice), &Permit::always())
+        .await;
     ensure!(
         matches!(verdicts.as_slice(), [Verdict::Sent { .. }]),
         "{verdicts:?}"

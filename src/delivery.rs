@@ -1,4 +1,4 @@
-//! The vocabulary between the two streets: what the receive street owes, the deliver street pays.
+//! The vocabulary between the two paths: the receive path owes, the deliver path delivers.
 //!
 //! Pure values. `route` makes [`Owed`], the store keeps it as a row that waits in a lane, `order`
 //! decides when it may go, and an [`Outcome`] ends it.

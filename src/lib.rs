@@ -1,6 +1,6 @@
 //! Runbell: an Amazon SNS HTTP/S subscriber for AWS Systems Manager Run Command.
 //!
-//! Two streets and a database between them. RECEIVE: [`web::hook`] hands bytes to [`receive`], which
+//! Two paths and a database between them. RECEIVE: [`web::hook`] hands bytes to [`receive`], which
 //! verifies them ([`sns`]), reads them ([`event`]), asks what they owe ([`route`]) and has the store
 //! keep both ([`store`]). DELIVER: [`deliver`] leases what may go, in order ([`order`]), renders it
 //! ([`render`]), has a sink send it ([`sink`]), and settles what came of it ([`retry`]).

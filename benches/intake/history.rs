@@ -7,9 +7,8 @@ use futures_util::future::try_join_all;
 use jiff::{SignedDuration, Timestamp};
 use runbell::app::keeping;
 use runbell::clock::Clock;
-use runbell::delivery::Outcome;
 use runbell::route::Routes;
-use runbell::store::{Append, Lane, Settled, Settlement, Store};
+use runbell::store::{Append, Ending, Lane, Settled, Settlement, Store};
 
 use crate::notifications::past_event;
 use crate::subject::settings;
@@ -30,11 +29,7 @@ pub(crate) async fn fill(folder: &Path, count: usize, now: Timestamp) -> anyhow:
             let event = past_event(number, count, past);
             let owed = routes.owed(&event, None);
             let received_at = event.sent_at;
-            store.append(Append {
-                event,
-                owed,
-                received_at,
-            })
+            store.append(Append::new(event, owed, received_at))
         });
         try_join_all(appends).await?;
         for sink in &config.sinks {
@@ -52,21 +47,15 @@ async fn deliver(store: &dyn Store, sink: &str, now: Timestamp) -> anyhow::Resul
         if leased.lanes.is_empty() {
             return Ok(());
         }
-        store
-            .settle(leased.lanes.into_iter().map(all_sent).collect())
-            .await?;
+        let sent = leased.lanes.into_iter().map(|lane| all_sent(lane, now));
+        store.settle(sent.collect()).await?;
     }
 }
 
-fn all_sent(lane: Lane) -> Settlement {
+fn all_sent(lane: Lane, now: Timestamp) -> Settlement {
     let results = lane
         .waiting
         .into_iter()
-        .map(|it| Settled::new(it.event_id, it.key, Outcome::Sent, it.received_at));
-    Settlement {
-        lane: lane.id,
-        epoch: lane.epoch,
-        results: results.collect(),
-        not_before: None,
-    }
+        .map(|it| Settled::new(it.event_id, it.key, Ending::SENT, it.received_at));
+    lane.lease.settle(results.collect(), now, None)
 }

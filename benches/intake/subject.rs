@@ -99,7 +99,7 @@ pub(crate) async fn serve(folder: &Path) -> anyhow::Result<()> {
     Ok(ended?)
 }
 
-/// The door, the receive street and the store, with the same settings; nobody delivers.
+/// The listener, the receive path and the store, with the same settings; nobody delivers.
 pub(crate) async fn receive(folder: &Path) -> anyhow::Result<()> {
     let config = settings(folder)?;
     let listener = TcpListener::bind(config.server.hook.listen).await?;
@@ -114,6 +114,7 @@ pub(crate) async fn receive(folder: &Path) -> anyhow::Result<()> {
         verifier: Verifier::new(config.topics.clone(), http.clone(), known),
         topics: config.topics.clone(),
         http,
+        time: store.clock().clone(),
         store,
         routes: Arc::new(ArcSwap::from_pointee(Routes::new(config.routes.clone()))),
         wakes: std::collections::HashMap::new(),

@@ -40,7 +40,7 @@ pub async fn open(
     let sign = ended.clone().drop_guard();
     let (store, work, opened): (Arc<dyn Store>, _, _) = match &settings.engine {
         Engine::Sqlite(path) => {
-            let (store, writer, opened) = Sqlite::open(path)?;
+            let (store, writer, opened) = Sqlite::open(path, settings.terms, clock)?;
             let thread = std::thread::Builder::new()
                 .name("store".to_owned())
                 .spawn(move || {
@@ -50,13 +50,12 @@ pub async fn open(
                 .map_err(AppError::Thread)?;
             (Arc::new(store), Work::Thread(thread), opened)
         }
-        Engine::Postgres(settings) => {
-            let (store, keeper, opened) = Postgres::open(settings).await?;
-            let clock = clock.clone();
+        Engine::Postgres(database) => {
+            let (store, keeper, opened) = Postgres::open(database, settings.terms, clock).await?;
             let mut task = JoinSet::new();
             task.spawn(async move {
                 let _sign = sign;
-                keeper.run(clock).await;
+                keeper.run().await;
             });
             (Arc::new(store), Work::Task(task), opened)
         }

@@ -36,13 +36,14 @@ use crate::web::{admin, hook};
 
 pub mod keeping;
 mod listeners;
+mod reload;
 mod tasks;
 mod upkeep;
 
 use keeping::Keeping;
 pub use listeners::Listeners;
+use reload::Reload;
 use tasks::Tasks;
-use upkeep::Reload;
 
 /// How much longer than the drain the end of everything may take.
 const GRACE: Duration = Duration::from_secs(2);
@@ -119,6 +120,11 @@ impl App {
                 "the last run ended in the middle of these; they go out again, marked"
             );
         }
+        let (generation, replica) = (config.generation.clone(), &config.server.replica);
+        store
+            .put_generation(generation, replica, clock.now())
+            .await?;
+        reload::warn_of_reorder(&*store, &config.routes).await;
         let metrics = Arc::new(Metrics::new());
         let readiness = Readiness::new();
         let routes = Arc::new(ArcSwap::from_pointee(Routes::new(config.routes.clone())));
@@ -169,24 +175,17 @@ impl App {
             ),
             topics: config.topics.clone(),
             http,
-            store: Arc::clone(&store),
+            store: store.clone(),
             routes: Arc::clone(&routes),
             wakes: wakes(&sinks),
             clock: clock.clone(),
+            time: store.clock().clone(),
             metrics: Arc::clone(&metrics),
             readiness: readiness.clone(),
             gap_hold: config.server.gap_hold,
             after_gap: !opened.is_new,
         });
-        for left in store.backlog().await? {
-            if left.waiting > 0 && !sinks.iter().any(|sink| sink.name == left.sink) {
-                tracing::error!(
-                    sink = left.sink,
-                    waiting = left.waiting,
-                    "deliveries wait for a sink that the settings no longer name: put it back, or give them up with `runbell dead bury`"
-                );
-            }
-        }
+        warn_of_nobodys(&*store, &sinks).await;
         Ok(Self {
             config,
             clock,
@@ -214,10 +213,10 @@ impl App {
             let name = &open.name;
             let (sink, wake) = (Arc::clone(&open.sink), open.wake.clone());
             let worker = Worker::new(name, sink, wake, self.surroundings());
-            let mut worker = worker.in_the_words_of(open.template.clone());
+            let mut worker = worker.with_template(open.template.clone());
             if let Some(fallback) = open.fallback.clone() {
                 let wake = wakes.get(&fallback.to).cloned().unwrap_or_default();
-                worker = worker.falling_back_to(fallback, wake);
+                worker = worker.with_fallback(fallback, wake);
             }
             let stop = work.stop();
             work.spawn(format!("the worker of sink {name}"), async move {
@@ -227,6 +226,7 @@ impl App {
         let reload = Arc::new(self.reload(&signals));
         let windows = (listeners.admin, listeners.socket);
         self.open_windows(&mut rest, Arc::clone(&reload), windows);
+        rest.spawn("the signs of life", self.beats(rest.stop()));
         rest.spawn("the upkeep", self.upkeep(rest.stop()));
         let reloads = Self::reloads(&signals, reload, rest.stop());
         rest.spawn("the reload", reloads);
@@ -245,8 +245,7 @@ impl App {
         tracing::info!("stopping");
         if outcome.is_ok() {
             // Whoever sends here learns first that others are to be asked.
-            let leave_at = later(self.clock.now(), self.config.server.leave_after);
-            self.clock.sleep_until(leave_at).await;
+            self.clock.sleep(self.config.server.leave_after).await;
         }
         self.stop(hook, work, rest).await;
         tracing::info!("stopped");
@@ -266,6 +265,10 @@ impl App {
             tracing::warn!(
                 "deliveries were still under way at the deadline; they go out again at the next start, marked"
             );
+        }
+        // Leases that no worker ended are given back, unmarked where nothing had begun.
+        if let Err(error) = self.store.beat().await {
+            tracing::debug!(%error, "the leases were not given back; the next start frees them");
         }
         // What follows only lets go, and writes down what was done.
         let at_last = later(deadline.max(clock.now()), GRACE);
@@ -329,7 +332,7 @@ impl App {
 
     fn surroundings(&self) -> Surroundings {
         Surroundings {
-            store: Arc::clone(&self.store),
+            lanes: self.store.clone(),
             routes: Arc::clone(&self.routes),
             clock: self.clock.clone(),
             metrics: Arc::clone(&self.metrics),
@@ -347,6 +350,28 @@ struct OpenSink {
     is_ours: bool,
     fallback: Option<Fallback>,
     template: Option<Arc<Template>>,
+}
+
+/// Says what waits for sinks that the settings no longer name. A store that cannot count that now
+/// keeps nobody from starting.
+async fn warn_of_nobodys(store: &dyn Store, sinks: &[OpenSink]) {
+    let waiting = match store.backlog().await {
+        Ok(waiting) => waiting,
+        Err(error) => {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(error, "the store did not say what waits");
+            return;
+        }
+    };
+    for left in waiting {
+        if left.waiting > 0 && !sinks.iter().any(|sink| sink.name == left.sink) {
+            tracing::error!(
+                sink = left.sink,
+                waiting = left.waiting,
+                "deliveries wait for a sink that the settings no longer name: put it back, or give them up with `runbell dead bury`"
+            );
+        }
+    }
 }
 
 fn wakes(sinks: &[OpenSink]) -> HashMap<String, Wake> {

@@ -1,35 +1,87 @@
-//! What runs beside the streets: repairs, forgetting, reloads, and the acts of the admin door.
+//! Tasks beside the two paths: signs of life, repairs, forgetting; and the acts of the admin listener.
 
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use futures_util::FutureExt as _;
-use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use super::{App, Signals};
-use crate::clock::{Clock, later};
-use crate::config::Config;
+use super::App;
+use super::reload::{Reload, renew};
+use crate::clock::Clock;
 use crate::fault::causes;
 use crate::health::Readiness;
 use crate::metrics::Metrics;
 use crate::receive::{ConfirmError, Receiver};
-use crate::route::Routes;
-use crate::sink::Sink;
-use crate::store::Store;
+use crate::store::{Care, Store, StoreError};
 use crate::web::admin::{self, wire};
-use crate::web::tls::Tls;
 
-/// How often lanes are looked after, old events forgotten and the certificate's files looked at.
+/// How often old events are forgotten and the certificate's files looked at.
 const EVERY: Duration = Duration::from_secs(5);
+
+/// How often lanes are looked for that wait without being due. There is no known way to such a lane,
+/// and the look walks over all lanes.
+const SWEEP_EVERY: Duration = Duration::from_mins(1);
+
+/// How often the store is given a sign of life.
+const BEAT: Duration = Duration::from_secs(1);
+
+/// How long a sign of life may take before the store counts as away.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How many steps of forgetting there are in a row, so that the rest has its turn.
 const STEPS: usize = 200;
 
 impl App {
+    /// Gives the store a sign of life once a second, until `stop`. It renews the leases at work, and
+    /// frees what nobody carries.
+    pub(super) fn beats(
+        &self,
+        stop: CancellationToken,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let store = Arc::clone(&self.store);
+        let (clock, readiness) = (self.clock.clone(), self.readiness.clone());
+        async move {
+            let mut answers = true;
+            loop {
+                // The first one at once: a replica that is not heard sends nothing.
+                let beat = tokio::select! {
+                    () = stop.cancelled() => return,
+                    beat = store.beat() => beat,
+                    () = clock.sleep(PATIENCE) => {
+                        Err(StoreError::Gone(Some("it does not answer in time".into())))
+                    }
+                };
+                match beat {
+                    Ok(()) => {
+                        if !answers {
+                            tracing::info!("the store answers again");
+                        }
+                        answers = true;
+                        readiness.ready("store-beat");
+                    }
+                    Err(error) => {
+                        let cause = causes(&error);
+                        if answers {
+                            tracing::error!(
+                                error = cause,
+                                "the store does not answer; nothing is taken in until it does"
+                            );
+                        }
+                        answers = false;
+                        readiness.unready("store-beat", cause);
+                    }
+                }
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = clock.sleep(BEAT) => {}
+                }
+            }
+        }
+    }
+
     /// Repairs what a fault left behind, forgets what is old, and notices when what was missing is
     /// back, until `stop`.
     pub(super) fn upkeep(
@@ -45,50 +97,36 @@ impl App {
         let keep = self.config.store.retention;
         let (tls, sharers) = (self.tls.clone(), self.sharers.clone());
         async move {
+            let mut swept_at = clock.boot();
             loop {
                 sharers.are(store.replicas());
                 metrics.replicas(store.replicas());
-                let next = later(clock.now(), EVERY);
                 tokio::select! {
                     () = stop.cancelled() => return,
-                    () = clock.sleep_until(next) => {}
+                    () = clock.sleep(EVERY) => {}
+                }
+                if clock.boot().saturating_sub(swept_at) >= SWEEP_EVERY {
+                    swept_at = clock.boot();
+                    sweep(&*store, &metrics).await;
                 }
                 if let Some(tls) = &tls
                     && tls.changed()
                 {
                     renew(tls, &metrics);
                 }
-                look_after(store.as_ref(), &clock, &metrics, &readiness, keep, &stop).await;
+                forget(&*store, &clock, &readiness, keep, &stop).await;
             }
         }
     }
 
-    /// Reloads whenever it is asked for, until `stop`.
-    pub(super) fn reloads(
-        signals: &Signals,
-        reload: Arc<Reload>,
-        stop: CancellationToken,
-    ) -> impl Future<Output = ()> + Send + use<> {
-        let asked = Arc::clone(&signals.reload);
-        async move {
-            loop {
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    () = asked.notified() => match reload.apply().await {
-                        Ok(message) => tracing::info!("{message}"),
-                        Err(why) => tracing::error!("the settings were not reloaded: {why}"),
-                    }
-                }
-            }
-        }
-    }
-
-    /// What the admin door looks at and acts on.
+    /// The parts that the admin listener looks at and acts on.
     pub(super) fn admin_parts(&self, reload: Arc<Reload>) -> admin::Parts {
         let receiver = || Arc::clone(&self.receiver);
         let (confirming, listing, judging) = (receiver(), receiver(), receiver());
         admin::Parts {
-            store: Arc::clone(&self.store),
+            history: self.store.clone(),
+            care: self.store.clone(),
+            time: self.store.clock().clone(),
             wakes: Arc::new(self.wakes()),
             metrics: Arc::clone(&self.metrics),
             readiness: self.readiness.clone(),
@@ -105,32 +143,10 @@ impl App {
             judge: Arc::new(move |id| judge(Arc::clone(&judging), id).boxed()),
         }
     }
-
-    pub(super) fn reload(&self, signals: &Signals) -> Reload {
-        Reload {
-            one_at_a_time: Mutex::default(),
-            settings: Arc::clone(&signals.settings),
-            routes: Arc::clone(&self.routes),
-            sinks: self
-                .sinks
-                .iter()
-                .map(|open| (open.name.clone(), Arc::clone(&open.sink)))
-                .collect(),
-            tls: self.tls.clone(),
-            metrics: Arc::clone(&self.metrics),
-            clock: self.clock.clone(),
-        }
-    }
 }
 
-async fn look_after(
-    store: &dyn Store,
-    clock: &Clock,
-    metrics: &Metrics,
-    readiness: &Readiness,
-    keep: Duration,
-    stop: &CancellationToken,
-) {
+/// Repairs lanes that wait without being due.
+async fn sweep(store: &dyn Care, metrics: &Metrics) {
     match store.sweep().await {
         Ok(0) => {}
         Ok(lanes) => {
@@ -145,6 +161,17 @@ async fn look_after(
             tracing::warn!(error, "the lanes cannot be looked after");
         }
     }
+}
+
+/// Forgets what is old. Trouble of forgetting is no trouble of intake, and takes no replica from its
+/// balancer.
+async fn forget(
+    store: &dyn Store,
+    clock: &Clock,
+    readiness: &Readiness,
+    keep: Duration,
+    stop: &CancellationToken,
+) {
     for _ in 0..STEPS {
         if stop.is_cancelled() {
             return;
@@ -159,82 +186,10 @@ async fn look_after(
             }
             Err(error) => {
                 let error = causes(&error);
-                readiness.unready("store", error.clone());
-                tracing::warn!(error, "the store cannot be written");
+                tracing::warn!(error, "old events cannot be forgotten");
                 return;
             }
         }
-    }
-}
-
-fn renew(tls: &Tls, metrics: &Metrics) -> String {
-    match tls.reload() {
-        Ok(true) => {
-            metrics.certificate_expires(tls.expires());
-            tracing::info!(expires = %tls.expires(), "a new certificate is served");
-            "a new certificate is served".to_owned()
-        }
-        Ok(false) => "the certificate is the same".to_owned(),
-        Err(error) => {
-            let cause = causes(&error);
-            tracing::error!(
-                error = cause,
-                "the new certificate is not served; the old one is"
-            );
-            format!("the new certificate cannot be served, the old one is: {error}")
-        }
-    }
-}
-
-/// What a reload reads and changes.
-pub(super) struct Reload {
-    /// Else the settings read last might not be those put in force last.
-    one_at_a_time: Mutex<()>,
-    settings: Arc<dyn Fn() -> Result<Config, String> + Send + Sync>,
-    routes: Arc<ArcSwap<Routes>>,
-    sinks: Vec<(String, Arc<dyn Sink>)>,
-    tls: Option<Arc<Tls>>,
-    metrics: Arc<Metrics>,
-    clock: Clock,
-}
-
-impl Reload {
-    /// Puts new routes in force, serves a new certificate, opens files anew. Says what it did, or
-    /// why nothing was changed.
-    async fn apply(&self) -> Result<String, String> {
-        let _turn = self.one_at_a_time.lock().await;
-        let changed = self.routes_in_force().await;
-        self.metrics
-            .reloaded(changed.is_ok().then(|| self.clock.now()));
-        changed
-    }
-
-    async fn routes_in_force(&self) -> Result<String, String> {
-        let settings = Arc::clone(&self.settings);
-        let config = tokio::task::spawn_blocking(move || settings())
-            .await
-            .map_err(|_| "reading the settings broke off".to_owned())??;
-        for name in config.routes.iter().flat_map(|route| &route.to) {
-            if !self.sinks.iter().any(|(running, _)| running == name) {
-                return Err(format!(
-                    "sink `{name}` is new: restart to add it; nothing was changed"
-                ));
-            }
-        }
-        let routes = config.routes.len();
-        self.routes.store(Arc::new(Routes::new(config.routes)));
-        for (_, sink) in &self.sinks {
-            sink.reopen().await;
-        }
-        let certificate = self
-            .tls
-            .as_ref()
-            .map(|tls| format!("; {}", renew(tls, &self.metrics)))
-            .unwrap_or_default();
-        Ok(format!(
-            "{routes} routes are in force, files were opened anew{certificate}; listeners, topics, \
-             store and sinks change at a restart"
-        ))
     }
 }
 
@@ -253,4 +208,25 @@ async fn judge(receiver: Arc<Receiver>, id: u64) -> Result<Option<wire::Judged>,
         accepted: verdict.is_ok(),
         sentence: verdict.err().unwrap_or_else(|| "it is kept".to_owned()),
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Terms;
+    use crate::store::sqlite::Sqlite;
+
+    #[tokio::test]
+    async fn trouble_of_forgetting_is_no_trouble_of_intake() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("runbell.db");
+        let (clock, keep) = (Clock::system(), Duration::from_hours(1));
+        drop(Sqlite::open(&path, Terms::default(), &clock).unwrap());
+        // Nobody writes this one, so nothing can be forgotten.
+        let store = Sqlite::look(&path).unwrap();
+        assert!(store.prune(clock.now(), keep).await.is_err());
+        let readiness = Readiness::new();
+        forget(&store, &clock, &readiness, keep, &CancellationToken::new()).await;
+        assert!(readiness.is_ready(), "{:?}", readiness.reasons());
+    }
 }

@@ -7,8 +7,7 @@ use clap::{Args, Subcommand};
 
 use super::admin::{Changer, look};
 use super::{Stop, block_on, output, settings};
-use crate::clock::Clock;
-use crate::store::DeadSelection;
+use crate::store::{Care, DeadSelection, History};
 use crate::web::admin::{api, wire};
 
 #[derive(Debug, Subcommand)]
@@ -147,7 +146,7 @@ fn change(
                 Ok(count.count)
             }
             Changer::Alone(alone) => {
-                let now = Clock::system().now();
+                let now = alone.store.clock().now();
                 let selection = match which {
                     Which { all: true, .. } => DeadSelection::All,
                     Which {
@@ -157,7 +156,8 @@ fn change(
                 };
                 let done = if act == "dead/retry" {
                     let runs = |name: &str| config.sinks.iter().any(|sink| sink.name == name);
-                    api::retry(&*alone.store, selection, to, &runs, now)
+                    let store: (&dyn History, &dyn Care) = (&*alone.store, &*alone.store);
+                    api::retry(store, selection, to, &runs, now)
                         .await
                         .map_err(|problem| anyhow!(problem.detail))
                 } else {
@@ -179,7 +179,7 @@ fn bury(config: &crate::config::Config, sink: String) -> Result<u64, Stop> {
                 Ok(count.count)
             }
             Changer::Alone(alone) => {
-                let done = alone.store.bury(&sink, Clock::system().now()).await;
+                let done = alone.store.bury(&sink, alone.store.clock().now()).await;
                 alone.close().await;
                 Ok(done?)
             }

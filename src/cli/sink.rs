@@ -14,6 +14,7 @@ use crate::event::{EnvelopeKind, Event, Source};
 use crate::fault::meant;
 use crate::render;
 use crate::retry::Verdict;
+use crate::sink::Permit;
 use crate::sink::http::Paces;
 
 #[derive(Debug, Subcommand)]
@@ -65,7 +66,10 @@ pub(super) fn run(path: &Path, command: &Command) -> Result<(), Stop> {
     let event = made_up(&config, *status, &clock);
     let notice = render::notice("runbell sink test", name, event, now, Marks::default())
         .in_words_of(template.as_deref());
-    let verdicts = block_on(async { Ok(sink.send(std::slice::from_ref(&notice)).await) })?;
+    let verdicts = block_on(async {
+        let notices = std::slice::from_ref(&notice);
+        Ok(sink.send(notices, &Permit::always()).await)
+    })?;
     let verdict = verdicts
         .into_iter()
         .next()

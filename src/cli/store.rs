@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use secrecy::SecretString;
 
 use super::{Stop, block_on, output, settings};
-use crate::store::{Engine, postgres};
+use crate::store::{self, Engine, postgres};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -41,11 +41,11 @@ pub(super) fn run(config: &Path, command: &Command) -> Result<(), Stop> {
         .context("the bar cannot be drawn")?;
     let bar = ProgressBar::new(0).with_style(style);
     let copied = block_on(async {
-        let tell = |progress: postgres::Progress| {
+        let tell = |progress: store::Progress| {
             bar.set_length(progress.of);
             bar.set_position(progress.rows);
         };
-        let copied = postgres::copy(Path::new(from), &to, tell).await;
+        let copied = store::copy(Path::new(from), &to, tell).await;
         Ok(copied.with_context(|| format!("cannot copy {from} into {}", to.place()))?)
     });
     bar.finish_and_clear();

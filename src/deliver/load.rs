@@ -1,29 +1,44 @@
-//! What one round carries: deliveries that were decided and rendered, and what becomes of them.
+//! The load of one round: deliveries that were decided and rendered, and what becomes of them.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
+use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::delivery::{Marks, Outcome, SortKey};
+use crate::delivery::{Marks, SortKey};
 use crate::event::Status;
 use crate::order::{self, Candidate, Decision};
 use crate::render::{self, Notice};
 use crate::retry::{History, Patience};
 use crate::route::Routes;
-use crate::store::{EventId, Lane, Settled, Settlement, Waiting};
+use crate::store::{Ending, EventId, Lane, Lease, Settled, Settlement, Waiting};
 
-/// What one round carries: settlements by lane, and what is still to be sent, in order.
+/// The answer of a delivery whose event cannot be told.
+const NO_EVENT: &str = "the event's row is missing from the store or cannot be read: \
+    there is nothing to be told";
+
+/// The load of one round: lanes, and the deliveries that are still to be sent, in order.
 #[derive(Default)]
 pub(super) struct Load {
-    pub(super) settlements: Vec<Settlement>,
+    lanes: Vec<Carried>,
     going: VecDeque<(Going, Notice)>,
-    /// Lanes whose head failed.
-    blocked: HashSet<usize>,
+}
+
+/// One lane of a load.
+struct Carried {
+    lease: Lease,
+    results: Vec<Settled>,
+    /// Its head failed; nothing more of the lane goes in this round.
+    is_blocked: bool,
+    /// When the head that failed is tried again.
+    not_before: Option<Timestamp>,
+    /// It may be somebody else's by now.
+    is_lost: bool,
 }
 
 /// A delivery on its way.
 pub(super) struct Going {
-    /// Index of its lane's settlement.
+    /// Index of its lane.
     lane: usize,
     pub(super) event: EventId,
     pub(super) key: SortKey,
@@ -34,7 +49,7 @@ pub(super) struct Going {
 }
 
 impl Load {
-    /// Decides about everything that was leased, and renders what goes.
+    /// Decides about everything that was leased, and renders what goes; `now` is wall time.
     pub(super) fn decide(
         lanes: Vec<Lane>,
         routes: &Routes,
@@ -44,75 +59,75 @@ impl Load {
         let mut load = Self::default();
         for (at, lane) in lanes.into_iter().enumerate() {
             let route = routes.route(&lane.route);
-            let mut patience = patience;
-            if let Some(block_for) = route.and_then(|route| route.block_for) {
-                patience.block_for = Some(block_for);
-            }
-            // Of a route that is gone nobody knows: better told twice than not at all.
+            let block_for = route.and_then(|route| route.block_for);
+            let patience = Patience {
+                block_for: block_for.or(patience.block_for),
+                ..patience
+            };
+            // A route that is gone has no settings: better told twice than not at all.
             let send_redundant = route.is_none_or(|route| route.send_redundant);
             let mut results = Vec::new();
             for waiting in lane.waiting {
-                // What may have gone already went in the order of that time.
-                let high = if waiting.possible_repeat {
-                    waiting.high_then.as_ref()
-                } else {
-                    lane.high.as_ref()
+                let Some(event) = waiting.event.clone() else {
+                    results.push(Settled {
+                        answer: Some(NO_EVENT.to_owned()),
+                        ..Settled::new(waiting.event_id, waiting.key, Ending::Dead, now)
+                    });
+                    continue;
                 };
+                let high = waiting.high(lane.high.as_ref());
                 let decision = order::decide(&candidate(&waiting), high, send_redundant);
-                let decision = match (&lane.digest, decision) {
-                    // What stands for others goes whatever it says itself, and no time is its own.
-                    (Some(_), Decision::Go(marks) | Decision::Redundant(marks)) => {
-                        Decision::Go(Marks {
-                            late: None,
-                            repeat: false,
-                            ..marks
-                        })
-                    }
-                    (None, decision) => decision,
-                };
-                match decision {
-                    Decision::Redundant(marks) => results.push(Settled {
-                        marks,
-                        ..Settled::new(waiting.event_id, waiting.key, Outcome::Redundant, now)
-                    }),
-                    Decision::Go(mut marks) => {
-                        marks.instead_of = waiting.instead_of;
-                        let mut notice = render::notice(
-                            &lane.route,
-                            &lane.sink,
-                            waiting.event,
-                            waiting.received_at,
+                let marks = match (&lane.digest, decision) {
+                    // A digest is always sent, even if its last event is redundant, and is never
+                    // late or a repeat: it tells of all.
+                    (Some(_), Decision::Go(marks) | Decision::Redundant(marks)) => Marks {
+                        late: None,
+                        repeat: false,
+                        ..marks
+                    },
+                    (None, Decision::Go(marks)) => marks,
+                    (None, Decision::Redundant(marks)) => {
+                        results.push(Settled {
                             marks,
-                        );
-                        notice.progress = waiting.progress;
-                        notice.thread = waiting.thread;
-                        notice.digest.clone_from(&lane.digest);
-                        let going = Going {
-                            lane: at,
-                            event: waiting.event_id,
-                            key: waiting.key,
-                            history: History {
-                                tries: waiting.tries,
-                                failing_since: waiting.failing_since,
-                            },
-                            patience,
-                            alone: waiting.alone,
-                        };
-                        load.going.push_back((going, notice));
+                            ..Settled::new(waiting.event_id, waiting.key, Ending::Redundant, now)
+                        });
+                        continue;
                     }
-                }
+                };
+                let marks = Marks {
+                    instead_of: waiting.instead_of,
+                    ..marks
+                };
+                let (route, sink) = (&lane.route, &lane.sink);
+                let mut notice = render::notice(route, sink, event, waiting.received_at, marks);
+                notice.progress = waiting.progress;
+                notice.thread = waiting.thread;
+                notice.digest.clone_from(&lane.digest);
+                let going = Going {
+                    lane: at,
+                    event: waiting.event_id,
+                    key: waiting.key,
+                    history: History {
+                        tries: waiting.tries,
+                        failing_since: waiting.failing_since,
+                    },
+                    patience,
+                    alone: waiting.alone,
+                };
+                load.going.push_back((going, notice));
             }
-            load.settlements.push(Settlement {
-                lane: lane.id,
-                epoch: lane.epoch,
+            load.lanes.push(Carried {
+                lease: lane.lease,
                 results,
+                is_blocked: false,
                 not_before: None,
+                is_lost: false,
             });
         }
         load
     }
 
-    /// Takes up to `most` of what is still to be sent, of lanes whose head has not failed.
+    /// Takes up to `most` of the deliveries still to be sent, of lanes whose head has not failed.
     pub(super) fn next(&mut self, most: usize) -> (Vec<Going>, Vec<Notice>) {
         let mut batch = Vec::new();
         while batch.len() < most
@@ -125,24 +140,70 @@ impl Load {
         batch.into_iter().unzip()
     }
 
-    pub(super) fn is_blocked(&self, going: &Going) -> bool {
-        self.blocked.contains(&going.lane)
+    /// The question whether all lanes of a batch are still ours.
+    pub(super) fn permission(&self, batch: &[Going]) -> impl Fn() -> bool + Send + Sync + use<> {
+        let leases: Vec<_> = self.leases(batch).collect();
+        Lease::permission(&leases)
     }
 
-    /// Takes down what became of a delivery; one that has to be tried again blocks its lane.
-    pub(super) fn record(&mut self, going: &Going, settled: Settled) {
-        let Some(settlement) = self.settlements.get_mut(going.lane) else {
+    /// Says that the sink waits for so long before it sends a batch.
+    pub(super) fn works_for(&self, batch: &[Going], time: Duration) {
+        self.leases(batch).for_each(|lease| lease.works_for(time));
+    }
+
+    fn leases(&self, batch: &[Going]) -> impl Iterator<Item = &Lease> {
+        // The deliveries of a lane stand together, so each lane is asked for once.
+        let mut lanes: Vec<usize> = batch.iter().map(|going| going.lane).collect();
+        lanes.dedup();
+        let lanes = lanes.into_iter();
+        lanes.filter_map(|lane| self.lanes.get(lane).map(|lane| &lane.lease))
+    }
+
+    pub(super) fn is_blocked(&self, going: &Going) -> bool {
+        let lane = self.lanes.get(going.lane);
+        lane.is_some_and(|lane| lane.is_blocked || lane.is_lost)
+    }
+
+    /// Takes down what became of a delivery. One that is to be tried again, at `again_at`, blocks its
+    /// lane.
+    pub(super) fn record(&mut self, going: &Going, settled: Settled, again_at: Option<Timestamp>) {
+        let Some(lane) = self.lanes.get_mut(going.lane) else {
             return;
         };
-        if settled.outcome == Outcome::Retry && self.blocked.insert(going.lane) {
-            settlement.not_before = settled.again_at;
+        if matches!(settled.ending, Ending::Retry(_)) && !lane.is_blocked {
+            (lane.is_blocked, lane.not_before) = (true, again_at);
         }
-        settlement.results.push(settled);
+        lane.results.push(settled);
+    }
+
+    /// Gives up the lane of a delivery that was held back.
+    pub(super) fn lose(&mut self, going: &Going) {
+        if let Some(lane) = self.lanes.get_mut(going.lane) {
+            lane.is_lost = true;
+        }
+    }
+
+    /// Gives up the lanes of all that was not sent yet.
+    pub(super) fn lose_the_rest(&mut self) {
+        for (going, _) in std::mem::take(&mut self.going) {
+            self.lose(&going);
+        }
+    }
+
+    /// Ends the leases with what became of their deliveries; `now` is logical time. A lane that was
+    /// lost before anything of it was decided is given back as it is.
+    pub(super) fn settle(self, now: Timestamp) -> Vec<Settlement> {
+        let lanes = self.lanes.into_iter();
+        lanes
+            .filter(|lane| !lane.is_lost || !lane.results.is_empty())
+            .map(|lane| lane.lease.settle(lane.results, now, lane.not_before))
+            .collect()
     }
 }
 
 fn candidate(waiting: &Waiting) -> Candidate<'_> {
-    let status = waiting.event.command().map(|command| &command.status);
+    let command = waiting.event.as_ref().and_then(|event| event.command());
+    let status = command.map(|command| &command.status);
     Candidate {
         key: &waiting.key,
         repeat: waiting.repeat_of.is_some(),

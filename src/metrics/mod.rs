@@ -62,8 +62,8 @@ pub struct SinkState {
     pub oldest: Option<Duration>,
     /// Deliveries among the dead letters.
     pub dead: u64,
-    /// It rests: its breaker is open, or the other side asked for a pause.
-    pub rests: bool,
+    /// It is in backoff: it failed as a whole, or the other side asked for a pause.
+    pub in_backoff: bool,
 }
 
 #[derive(Debug, Default)]
@@ -71,7 +71,7 @@ struct SinkGauges {
     waiting: Family<Sink, Gauge>,
     oldest: Family<Sink, Gauge<f64, std::sync::atomic::AtomicU64>>,
     dead: Family<Sink, Gauge>,
-    breaker_open: Family<Sink, Gauge>,
+    backoff: Family<Sink, Gauge>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -145,7 +145,7 @@ impl Metrics {
             sinks: SinkGauges::default(),
             shown: Mutex::default(),
         };
-        metrics.with_streets().with_process()
+        metrics.with_paths().with_process()
     }
 
     /// One request was judged: `result` is `accepted`, `known`, or the word of a refusal. `topic`
@@ -278,7 +278,7 @@ impl Metrics {
         Ok(page)
     }
 
-    fn with_streets(mut self) -> Self {
+    fn with_paths(mut self) -> Self {
         let to = &mut self.registry;
         to.register(
             "runbell_received",
@@ -356,9 +356,9 @@ impl Metrics {
             self.sinks.dead.clone(),
         );
         to.register(
-            "runbell_breaker_open",
-            "Whether the sink rests",
-            self.sinks.breaker_open.clone(),
+            "runbell_sink_backoff",
+            "Whether the sink is in backoff",
+            self.sinks.backoff.clone(),
         );
         self
     }
@@ -423,7 +423,7 @@ impl SinkGauges {
         self.waiting.clear();
         self.oldest.clear();
         self.dead.clear();
-        self.breaker_open.clear();
+        self.backoff.clear();
         let Some(states) = states else { return };
         for sink in shown {
             self.set(&SinkState {
@@ -431,7 +431,7 @@ impl SinkGauges {
                 waiting: 0,
                 oldest: None,
                 dead: 0,
-                rests: false,
+                in_backoff: false,
             });
         }
         for state in states {
@@ -448,9 +448,9 @@ impl SinkGauges {
             .get_or_create(&sink)
             .set(state.oldest.unwrap_or_default().as_secs_f64());
         self.dead.get_or_create(&sink).set(gauge(state.dead));
-        self.breaker_open
+        self.backoff
             .get_or_create(&sink)
-            .set(i64::from(state.rests));
+            .set(i64::from(state.in_backoff));
     }
 }
 
@@ -477,7 +477,7 @@ mod tests {
             waiting: 3,
             oldest: Some(Duration::from_millis(1500)),
             dead: 1,
-            rests: true,
+            in_backoff: true,
         };
         let page = metrics.encode(Some(&[ops])).unwrap();
         for line in [
@@ -485,8 +485,8 @@ mod tests {
             r#"runbell_waiting{sink="ops"} 3"#,
             r#"runbell_oldest_waiting_seconds{sink="ops"} 1.5"#,
             r#"runbell_dead{sink="ops"} 1"#,
-            r#"runbell_breaker_open{sink="ops"} 1"#,
-            r#"runbell_breaker_open{sink="audit"} 0"#,
+            r#"runbell_sink_backoff{sink="ops"} 1"#,
+            r#"runbell_sink_backoff{sink="audit"} 0"#,
         ] {
             assert!(page.lines().any(|each| each == line), "{line} in\n{page}");
         }

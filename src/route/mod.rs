@@ -324,6 +324,21 @@ impl Route {
         }
     }
 
+    /// Whether deliveries that wait in lanes of another kind keep the order of this route: what
+    /// arrives from here on joins no lane of theirs, and may leave before them.
+    #[must_use]
+    pub fn keeps_order_of(&self, waiting: LaneKey) -> bool {
+        let now = match self.order {
+            _ if self.digest.is_some() => LaneKey::Digest,
+            Order::Topic => LaneKey::Topic,
+            Order::Command => LaneKey::Command,
+            Order::Instance => LaneKey::Instance,
+            Order::None => LaneKey::Own,
+        };
+        // An event of no command, or of a route without order, was promised none.
+        now == waiting || waiting == LaneKey::Own || now == LaneKey::Own
+    }
+
     fn lane(&self, event: &Event) -> LaneKey {
         match (self.order, event.command()) {
             (_, Some(_)) if self.digest.is_some() => LaneKey::Digest,

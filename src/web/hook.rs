@@ -1,6 +1,6 @@
 //! The path that SNS posts to: turns a request into a [`Post`], or refuses it, and answers.
 //!
-//! `app` makes the router, hands it to `serve`, and says what receives a post: the receive street.
+//! `app` makes the router, hands it to `serve`, and says what receives a post: the receive path.
 //! The order is fixed: path (404), method (405), credentials before the body (401), size (413),
 //! body, then the receiver. Answers have no body and no `Retry-After`: SNS heeds neither, and a
 //! stranger should learn nothing. What the content calls itself is not looked at, except that a

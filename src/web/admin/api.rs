@@ -19,7 +19,7 @@ use super::wire::{
     Backlogs, Bury, Count, DeadAct, DeadLetter, DeadLetters, Event, EventShown, Events, Judged,
     RefusedList, Subscription, Subscriptions, Tallies,
 };
-use crate::store::{DeadSelection, EventId, EventQuery, Store};
+use crate::store::{Care, DeadSelection, EventId, EventQuery, History};
 
 /// How many entries a list has when nobody says.
 const USUAL_LIMIT: usize = 100;
@@ -61,7 +61,7 @@ async fn events(State(parts): State<Parts>, asked: Asked<EventsAsked>) -> Answer
     let asked = understood(asked)?;
     let limit = bounded(asked.limit)?;
     let events = parts
-        .store
+        .history
         .events(EventQuery {
             command: asked.command,
             instance: asked.instance,
@@ -80,7 +80,7 @@ async fn events(State(parts): State<Parts>, asked: Asked<EventsAsked>) -> Answer
 async fn event(State(parts): State<Parts>, Path(id): Path<String>) -> Answer<EventShown> {
     let id = number(&id)?;
     let (event, deliveries) = parts
-        .store
+        .history
         .event(EventId(id))
         .await?
         .ok_or_else(|| missing("event", id))?;
@@ -101,7 +101,7 @@ async fn dead(State(parts): State<Parts>, asked: Asked<DeadAsked>) -> Answer<Dea
     let asked = understood(asked)?;
     let limit = bounded(asked.limit)?;
     let selection = asked.sink.map_or(DeadSelection::All, DeadSelection::Sink);
-    let letters = parts.store.dead(selection, limit).await?;
+    let letters = parts.history.dead(selection, limit).await?;
     let dead = letters.into_iter().map(DeadLetter::from).map(|mut letter| {
         letter.event.message = None;
         letter
@@ -113,7 +113,7 @@ async fn dead(State(parts): State<Parts>, asked: Asked<DeadAsked>) -> Answer<Dea
 
 async fn dead_letter(State(parts): State<Parts>, Path(id): Path<String>) -> Answer<DeadLetter> {
     let id = number(&id)?;
-    let found = parts.store.dead(DeadSelection::Ids(vec![id]), 1).await?;
+    let found = parts.history.dead(DeadSelection::Ids(vec![id]), 1).await?;
     let letter = found
         .into_iter()
         .next()
@@ -127,22 +127,23 @@ async fn retry_dead(State(parts): State<Parts>, body: Bytes) -> Answer<Count> {
     if let Some(sink) = to.as_ref().filter(|sink| !parts.wakes.contains_key(*sink)) {
         return Err(wrong(format!("no sink `{sink}` runs here")));
     }
-    let now = parts.clock.now();
+    let now = parts.time.now();
     let runs = |sink: &str| parts.wakes.contains_key(sink);
-    let count = retry(&*parts.store, selection(act)?, to, &runs, now).await?;
+    let store = (&*parts.history, &*parts.care);
+    let count = retry(store, selection(act)?, to, &runs, now).await?;
     for wake in parts.wakes.values() {
         wake.at(now);
     }
     Ok(Json(Count { count }))
 }
 
-/// Puts dead letters back to wait. Without `to`, those of sinks that do not run stay where they can be
+/// Puts dead letters back to wait; `now` is logical time. Without `to`, those of sinks that do not run stay where they can be
 /// seen.
 ///
 /// # Errors
 /// When the store fails, or a sink or a letter was named that cannot go anywhere.
 pub async fn retry(
-    store: &dyn Store,
+    (history, care): (&dyn History, &dyn Care),
     selection: DeadSelection,
     to: Option<String>,
     runs: &(dyn Fn(&str) -> bool + Sync),
@@ -154,34 +155,34 @@ pub async fn retry(
         ))
     };
     match selection {
-        _ if to.is_some() => Ok(store.retry_dead(selection, to, now).await?),
+        _ if to.is_some() => Ok(care.retry_dead(selection, to, now).await?),
         DeadSelection::All => {
             let mut count = 0;
-            for sink in store.backlog().await? {
+            for sink in history.backlog().await? {
                 if runs(&sink.sink) {
                     let its = DeadSelection::Sink(sink.sink);
-                    count += store.retry_dead(its, None, now).await?;
+                    count += care.retry_dead(its, None, now).await?;
                 }
             }
             Ok(count)
         }
         DeadSelection::Sink(sink) if !runs(&sink) => Err(gone(&sink)),
         DeadSelection::Ids(ids) => {
-            let letters = store
+            let letters = history
                 .dead(DeadSelection::Ids(ids.clone()), ids.len())
                 .await?;
             if let Some(letter) = letters.iter().find(|letter| !runs(&letter.sink)) {
                 return Err(gone(&letter.sink));
             }
-            Ok(store.retry_dead(DeadSelection::Ids(ids), None, now).await?)
+            Ok(care.retry_dead(DeadSelection::Ids(ids), None, now).await?)
         }
-        DeadSelection::Sink(_) => Ok(store.retry_dead(selection, None, now).await?),
+        DeadSelection::Sink(_) => Ok(care.retry_dead(selection, None, now).await?),
     }
 }
 
 async fn bury(State(parts): State<Parts>, body: Bytes) -> Answer<Count> {
     let Bury { sink } = read(&body)?;
-    let count = parts.store.bury(&sink, parts.clock.now()).await?;
+    let count = parts.care.bury(&sink, parts.time.now()).await?;
     Ok(Json(Count { count }))
 }
 
@@ -190,13 +191,13 @@ async fn drop_dead(State(parts): State<Parts>, body: Bytes) -> Answer<Count> {
     if act.to.is_some() {
         return Err(wrong("`to` has no meaning when dead letters are dropped"));
     }
-    let now = parts.clock.now();
-    let count = parts.store.drop_dead(selection(act)?, now).await?;
+    let now = parts.time.now();
+    let count = parts.care.drop_dead(selection(act)?, now).await?;
     Ok(Json(Count { count }))
 }
 
 async fn subscriptions(State(parts): State<Parts>) -> Answer<Subscriptions> {
-    let subscriptions = parts.store.subscriptions().await?;
+    let subscriptions = parts.history.subscriptions().await?;
     Ok(Json(Subscriptions {
         subscriptions: subscriptions.into_iter().map(Subscription::from).collect(),
     }))
@@ -228,14 +229,14 @@ async fn judge(State(parts): State<Parts>, Path(id): Path<String>) -> Answer<Jud
 }
 
 async fn backlog(State(parts): State<Parts>) -> Answer<Backlogs> {
-    let sinks = parts.store.backlog().await?;
+    let sinks = parts.history.backlog().await?;
     Ok(Json(Backlogs {
         sinks: sinks.into_iter().map(Into::into).collect(),
     }))
 }
 
 async fn tally(State(parts): State<Parts>) -> Answer<Tallies> {
-    let sinks = parts.store.tally().await?;
+    let sinks = parts.history.tally().await?;
     Ok(Json(Tallies {
         sinks: sinks.into_iter().map(Into::into).collect(),
     }))

@@ -22,7 +22,7 @@ use super::serve::Limits;
 use crate::clock::{Clock, since};
 use crate::health::Readiness;
 use crate::metrics::{CONTENT_TYPE, Metrics, SinkState};
-use crate::store::{Store, StoreError};
+use crate::store::{Care, History, StoreError};
 use crate::wake::Wake;
 
 pub mod api;
@@ -40,15 +40,19 @@ pub type Act<Q, A> = Arc<dyn Fn(Q) -> BoxFuture<'static, Result<A, String>> + Se
 #[derive(Clone)]
 pub struct Parts {
     /// Events, deliveries, dead letters.
-    pub store: Arc<dyn Store>,
+    pub history: Arc<dyn History>,
+    /// Acts on dead letters.
+    pub care: Arc<dyn Care>,
     /// The sinks that run, each with what wakes it.
     pub wakes: Arc<HashMap<String, Wake>>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// What stands in the way.
     pub readiness: Readiness,
-    /// What time it is.
+    /// What time it is for people.
     pub clock: Clock,
+    /// The store's logical time.
+    pub time: Clock,
     /// Reads the settings again; answers with one sentence on what changed.
     pub reload: Act<(), String>,
     /// Confirms the subscription of this number; `false` when there is none.
@@ -163,7 +167,7 @@ async fn metrics(State(parts): State<Parts>) -> Result<Response, Problem> {
 
 async fn sink_states(parts: &Parts) -> Result<Vec<SinkState>, StoreError> {
     let now = parts.clock.now();
-    let backlog = parts.store.backlog().await?;
+    let backlog = parts.history.backlog().await?;
     Ok(backlog
         .into_iter()
         .map(|each| SinkState {
@@ -171,7 +175,7 @@ async fn sink_states(parts: &Parts) -> Result<Vec<SinkState>, StoreError> {
             waiting: each.waiting,
             oldest: each.oldest.map(|oldest| since(oldest, now)),
             dead: each.dead,
-            rests: each.rests_until.is_some_and(|until| until > now),
+            in_backoff: each.backoff_until.is_some_and(|until| until > now),
         })
         .collect())
 }

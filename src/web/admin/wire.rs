@@ -255,7 +255,7 @@ pub struct Backlog {
     /// Deliveries among the dead letters.
     pub dead: u64,
     /// Until when it rests.
-    pub rests_until: Option<Timestamp>,
+    pub backoff_until: Option<Timestamp>,
 }
 
 /// The books: owed = sent + muted + redundant + dropped + dead + waiting.
@@ -414,7 +414,7 @@ impl From<store::Backlog> for Backlog {
             waiting: backlog.waiting,
             oldest: backlog.oldest,
             dead: backlog.dead,
-            rests_until: backlog.rests_until,
+            backoff_until: backlog.backoff_until,
         }
     }
 }
