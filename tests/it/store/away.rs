@@ -24,11 +24,7 @@ fn signal_all(server: &Server, signal: Signal) {
 fn append(number: usize) -> Append {
     let event = event(&format!("m-{number}"), "i-1", "Success", 1);
     let owed = vec![owed(&event, "s", LaneKey::Command, 0)];
-    Append {
-        event,
-        owed,
-        received_at: at(1),
-    }
+    Append::new(event, owed, at(1))
 }
 
 #[tokio::test]
@@ -36,7 +32,7 @@ async fn a_database_that_hangs_or_crashes_is_noticed_and_found_again() {
     let server = Server::start(None, true);
     let schema = server.new_schema().await;
     let settings = server.settings(&schema, "r");
-    let store = TestStore::open_with(&settings, schema).await;
+    let store = TestStore::open_with(&settings, schema, Clock::system()).await;
     let handle = store.handle();
     handle.append(append(0)).await.unwrap();
     let mut next = 1;
@@ -72,6 +68,7 @@ async fn a_database_that_hangs_or_crashes_is_noticed_and_found_again() {
             signal_all(&server, Signal::CONT);
         }
         until("the database to be found again", async || {
+            handle.beat().await.ok()?;
             handle.append(append(next)).await.ok()
         })
         .await;
@@ -82,7 +79,9 @@ async fn a_database_that_hangs_or_crashes_is_noticed_and_found_again() {
         u64::try_from(next).unwrap()
     );
     let lanes = lease(&*handle, 100).await;
-    let sent = lanes.iter().map(|lane| settled(lane, &Outcome::Sent, 100));
+    let sent = lanes
+        .into_iter()
+        .map(|lane| settled(lane, &Outcome::Sent, 100));
     handle.settle(sent.collect()).await.unwrap();
     assert_sound(&*handle).await;
 }
@@ -110,7 +109,7 @@ async fn of_several_hosts_the_one_that_takes_writes_is_used() {
         follower.port, leader.port
     );
     let settings = Settings::parse(&url, None, 4, "r".to_owned()).unwrap();
-    let store = TestStore::open_with(&settings, "shared".to_owned()).await;
+    let store = TestStore::open_with(&settings, "shared".to_owned(), Clock::system()).await;
     store.handle().append(append(1)).await.unwrap();
     let kept = leader.query("shared", "SELECT count(*) FROM event").await;
     assert_eq!(kept, ["1"]);
@@ -146,7 +145,7 @@ async fn a_connection_is_as_trusted_as_its_settings_ask() {
         );
         let password = password.map(SecretString::from);
         let settings = Settings::parse(&url, password.as_ref(), 2, "r".to_owned()).unwrap();
-        let opened = Postgres::open(&settings).await;
+        let opened = Postgres::open(&settings, Terms::default(), &Clock::system()).await;
         opened
             .map(drop)
             .map_err(|error| runbell::fault::causes(&error))

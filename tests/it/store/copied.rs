@@ -2,7 +2,8 @@
 
 use std::cell::Cell;
 
-use runbell::store::postgres::{Postgres, copy};
+use runbell::store::copy;
+use runbell::store::postgres::Postgres;
 
 use super::*;
 use crate::harness::postgres::server;
@@ -25,15 +26,21 @@ async fn lived_in() -> TestStore {
         }
         stored(&*store, read("odd", "nul \0 here", 7), Vec::new(), 7).await;
         let lanes = store.lease("s", at(200), 100).await.unwrap().lanes;
-        let mut sent = settled(&lanes[0], &Outcome::Sent, 200);
-        sent.results[0].thread = Some("C1:17".to_owned());
-        sent.results[1].outcome = Outcome::Dead;
-        sent.results[2].outcome = Outcome::Retry;
-        store.settle(vec![sent]).await.unwrap();
+        let lane = one(lanes);
+        let mut all = results(&lane, &Outcome::Sent, 200);
+        all[0].ending = Ending::Sent {
+            message: Some("C1:17".to_owned()),
+        };
+        all[1].ending = ending(&Outcome::Dead, 200);
+        all[2].ending = ending(&Outcome::Retry, 200);
+        store
+            .settle(vec![lane.lease.settle(all, at(200), None)])
+            .await
+            .unwrap();
         let token = SecretString::from("70ke0");
         let asked = store.put_subscription(TOPIC, &token, at(1)).await.unwrap();
         store.subscription_confirmed(asked.id, at(3)).await.unwrap();
-        store.rest("own", Some(at(900)), at(6)).await.unwrap();
+        store.back_off("own", Some(at(900)), at(6)).await.unwrap();
         let certificate = runbell::sns::KnownCertificate {
             url: "https://example.com/a.pem".to_owned(),
             pem: b"pem".to_vec(),
@@ -66,7 +73,10 @@ async fn a_copy_is_the_same_store_and_goes_on_where_it_was_broken_off() {
             }
         }
     }
-    let refused = Postgres::open(&to).await.err().unwrap();
+    let refused = Postgres::open(&to, Terms::default(), &Clock::system())
+        .await
+        .err()
+        .unwrap();
     let why = std::error::Error::source(&refused).unwrap().to_string();
     assert!(why.contains("is not finished"), "{why}");
     let mut rows = Vec::new();
@@ -80,7 +90,7 @@ async fn a_copy_is_the_same_store_and_goes_on_where_it_was_broken_off() {
     assert!(matches!(again, StoreError::Unusable(_)), "{again:?}");
 
     let new = TestStore::open_schema(schema).await;
-    before.start_again();
+    before.start_again().await;
     let (new, old) = (new.handle(), before.handle());
     let query = EventQuery {
         limit: 1000,
@@ -118,11 +128,7 @@ async fn a_copy_is_the_same_store_and_goes_on_where_it_was_broken_off() {
     );
     let known = event("m-7", "i-3", "Failed", 7);
     let again = new
-        .append(Append {
-            event: known,
-            owed: Vec::new(),
-            received_at: at(1002),
-        })
+        .append(Append::new(known, Vec::new(), at(1002)))
         .await
         .unwrap();
     assert!(matches!(again, Appended::Known { .. }), "{again:?}");
@@ -140,7 +146,7 @@ async fn deliver_side_by_side(sink: &str, new: &dyn Store, old: &dyn Store) {
         let told = |lanes: &[Lane]| -> Vec<_> {
             let all = lanes.iter().map(|lane| {
                 let waiting = lane.waiting.iter().map(|it| {
-                    let id = it.event.message_id.clone();
+                    let id = it.event.as_ref().unwrap().message_id.clone();
                     (id, it.possible_repeat, it.tries, it.thread.clone())
                 });
                 (
@@ -157,8 +163,10 @@ async fn deliver_side_by_side(sink: &str, new: &dyn Store, old: &dyn Store) {
         if here.is_empty() {
             break;
         }
-        for (store, lanes) in [(new, &here), (old, &there)] {
-            let sent = lanes.iter().map(|lane| settled(lane, &Outcome::Sent, 1000));
+        for (store, lanes) in [(new, here), (old, there)] {
+            let sent = lanes
+                .into_iter()
+                .map(|lane| settled(lane, &Outcome::Sent, 1000));
             store.settle(sent.collect()).await.unwrap();
         }
     }

@@ -12,8 +12,13 @@ async fn gets(store: &dyn Store, sink: &str, second: i64) -> Vec<(String, Option
         }
         for lane in lanes {
             let waiting = lane.waiting.iter();
-            got.extend(waiting.map(|it| (it.event.message_id.clone(), it.instead_of.clone())));
-            let sent = settled(&lane, &Outcome::Sent, second);
+            got.extend(waiting.map(|it| {
+                (
+                    it.event.as_ref().unwrap().message_id.clone(),
+                    it.instead_of.clone(),
+                )
+            }));
+            let sent = settled(lane, &Outcome::Sent, second);
             store.settle(vec![sent]).await.unwrap();
         }
     }
@@ -31,11 +36,11 @@ async fn what_waits_for_a_sink_goes_to_another_in_order_and_once(on: On) {
         let event = event(&format!("m-{number}"), "i-1", "Success", number);
         ids.push(arrives(&*store, event, 10).await);
     }
-    store.rest("s", Some(at(900)), at(6)).await.unwrap();
-    store.rest("s", Some(at(1900)), at(900)).await.unwrap();
+    store.back_off("s", Some(at(900)), at(6)).await.unwrap();
+    store.back_off("s", Some(at(1900)), at(900)).await.unwrap();
     let leased = store.lease("s", at(1000), 9).await.unwrap();
     assert_eq!(
-        leased.in_trouble_since,
+        leased.failing_since,
         Some(at(6)),
         "since the first of its rests"
     );
@@ -63,15 +68,18 @@ async fn what_waits_for_a_sink_goes_to_another_in_order_and_once(on: On) {
     assert_eq!((s.owed, s.redundant, s.sent, s.waiting), (1, 1, 0, 0));
     assert_eq!((t.owed, t.sent, t.waiting), (4, 4, 0));
     assert_sound(&*store).await;
-    store.rest("s", None, at(2000)).await.unwrap();
-    assert_eq!(
-        store
-            .lease("s", at(2000), 9)
-            .await
-            .unwrap()
-            .in_trouble_since,
-        None
-    );
+    store.back_off("s", None, at(2000)).await.unwrap();
+    let leased = store.lease("s", at(2000), 9).await.unwrap();
+    assert_eq!(leased.failing_since, None);
+}
+
+/// A lane whose deliveries another sink is to bring.
+fn diverted(lane: Lane, to: &str, second: i64) -> Settlement {
+    let mut all = results(&lane, &Outcome::Dead, second);
+    for one in &mut all {
+        one.ending = Ending::Diverted { to: to.to_owned() };
+    }
+    lane.lease.settle(all, at(second), None)
 }
 
 async fn what_is_under_way_is_left_to_whoever_carries_it(on: On) {
@@ -81,7 +89,7 @@ async fn what_is_under_way_is_left_to_whoever_carries_it(on: On) {
     let lanes = lease(&*store, 6).await;
     arrives(&*store, event("m-2", "i-2", "Success", 2), 7).await;
     assert_eq!(store.divert("s", "t", at(20)).await.unwrap(), 0);
-    let sent = settled(&lanes[0], &Outcome::Sent, 20);
+    let sent = settled(one(lanes), &Outcome::Sent, 20);
     store.settle(vec![sent]).await.unwrap();
     assert_eq!(store.divert("s", "t", at(21)).await.unwrap(), 1);
     let got = gets(&*store, "t", 22).await;
@@ -104,12 +112,13 @@ async fn a_digest_is_handed_over_whole(on: On) {
     }
     let lanes = lease(&*store, 15).await;
     assert_eq!(lanes[0].waiting.len(), 1, "one stands for all");
-    let mut over = settled(&lanes[0], &Outcome::Diverted, 15);
-    over.results[0].divert_to = Some("t".to_owned());
-    store.settle(vec![over]).await.unwrap();
+    store
+        .settle(vec![diverted(one(lanes), "t", 15)])
+        .await
+        .unwrap();
     let lanes = store.lease("t", at(16), 100).await.unwrap().lanes;
     assert_eq!(lanes[0].digest.as_ref().unwrap().failed, 5);
-    let sent = settled(&lanes[0], &Outcome::Sent, 16);
+    let sent = settled(one(lanes), &Outcome::Sent, 16);
     store.settle(vec![sent]).await.unwrap();
     let tallies = store.tally().await.unwrap();
     let counts: Vec<_> = tallies

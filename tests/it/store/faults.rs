@@ -3,15 +3,20 @@
 use std::path::Path;
 use std::process::Command;
 
+use runbell::clock::Clock;
 use runbell::delivery::{LaneKey, Outcome};
-use runbell::store::sqlite::Sqlite;
-use runbell::store::{Append, Store, StoreError};
+use runbell::store::sqlite::{Sqlite, Writer};
+use runbell::store::{Append, History as _, Intake as _, Lanes as _, Opened, StoreError, Terms};
 
 use super::{at, event, owed, settled};
 use crate::harness::store::TestStore;
 
+fn open(path: &Path) -> Result<(Sqlite, Writer, Opened), StoreError> {
+    Sqlite::open(path, Terms::default(), &Clock::system())
+}
+
 fn open_error(path: &Path) -> String {
-    let error = Sqlite::open(path).err().unwrap();
+    let error = open(path).err().unwrap();
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(&error);
     while let Some(error) = cause {
@@ -59,11 +64,7 @@ async fn a_newer_file_and_a_file_in_use_are_refused() {
     assert!(open_error(&path).contains("another Runbell uses"));
     let looked = Sqlite::look(&path).unwrap();
     assert!(looked.backlog().await.unwrap().is_empty());
-    let append = Append {
-        event: event("m", "i", "Success", 0),
-        owed: vec![],
-        received_at: at(0),
-    };
+    let append = Append::new(event("m", "i", "Success", 0), vec![], at(0));
     assert!(matches!(
         looked.append(append).await,
         Err(StoreError::Gone(_))
@@ -116,18 +117,14 @@ async fn a_full_disk_refuses_what_is_new_records_what_was_sent_and_recovers() {
         return;
     };
     let path = disk.0.path().join("runbell.db");
-    let (store, writer, _) = Sqlite::open(&path).unwrap();
+    let (store, writer, _) = open(&path).unwrap();
     let thread = std::thread::Builder::new()
         .spawn(move || writer.run())
         .unwrap();
     let append = |number: usize| {
         let event = event(&format!("m-{number}"), &format!("i-{number}"), "Success", 0);
         let owed = vec![owed(&event, "s", LaneKey::Topic, 0)];
-        store.append(Append {
-            event,
-            owed,
-            received_at: at(0),
-        })
+        store.append(Append::new(event, owed, at(0)))
     };
     append(0).await.unwrap();
     let lanes = store.lease("s", at(1), 9).await.unwrap().lanes;
@@ -145,7 +142,7 @@ async fn a_full_disk_refuses_what_is_new_records_what_was_sent_and_recovers() {
     };
     assert!(matches!(refused, StoreError::Full(_)), "{refused:?}");
     let settlements = lanes
-        .iter()
+        .into_iter()
         .map(|lane| settled(lane, &Outcome::Sent, 2))
         .collect();
     store.settle(settlements).await.unwrap();

@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use runbell::clock::Clock;
 use runbell::delivery::{Hold, LaneKey, Leading, Outcome, Owed, Release, SortKey};
 use runbell::event::{EnvelopeKind, Event, Source};
+use runbell::store::Intake as _;
 use runbell::store::{
-    Append, Appended, DeadSelection, EventId, EventQuery, Lane, Settled, Settlement, Store,
-    StoreError,
+    Append, Appended, DeadSelection, Ending, EventId, EventQuery, Failure, Lane, Lease, Settled,
+    Settlement, Store, StoreError, Terms,
 };
 use secrecy::SecretString;
 
@@ -16,10 +18,20 @@ use crate::on_both;
 
 mod away;
 mod copied;
+mod copying;
+mod digests;
 mod diverted;
+mod endings;
 mod faults;
+mod mended;
+mod postgres_bounds;
+mod postgres_far;
+mod postgres_leases;
+mod postgres_old;
 mod replicas;
+mod sized;
 mod troubles;
+mod twins;
 
 const DAY: i64 = 86_400;
 const TOPIC: &str = "arn:aws:sns:eu-central-1:123456789012:run-command";
@@ -86,11 +98,7 @@ async fn arrives(store: &dyn Store, event: Event, second: i64) -> EventId {
 
 async fn stored(store: &dyn Store, event: Event, owed: Vec<Owed>, second: i64) -> EventId {
     match store
-        .append(Append {
-            event,
-            owed,
-            received_at: at(second),
-        })
+        .append(Append::new(event, owed, at(second)))
         .await
         .unwrap()
     {
@@ -106,24 +114,84 @@ async fn lease(store: &dyn Store, second: i64) -> Vec<Lane> {
 fn instances(lanes: &[Lane]) -> Vec<String> {
     let waiting = lanes.iter().flat_map(|lane| &lane.waiting);
     waiting
-        .map(|one| one.event.command().unwrap().instance.clone().unwrap())
+        .map(|one| {
+            one.event
+                .as_ref()
+                .unwrap()
+                .command()
+                .unwrap()
+                .instance
+                .clone()
+                .unwrap()
+        })
         .collect()
 }
 
-pub(crate) fn settled(lane: &Lane, outcome: &Outcome, second: i64) -> Settlement {
+/// The end of a delivery that comes of `outcome` at `second`.
+pub(crate) fn ending(outcome: &Outcome, second: i64) -> Ending {
+    let failure = || Failure {
+        since: Some(at(second)),
+        progress: Some("half".to_owned()),
+        may_have_arrived: false,
+    };
+    match outcome {
+        Outcome::Sent => Ending::SENT,
+        Outcome::Redundant => Ending::Redundant,
+        Outcome::Muted => Ending::Muted,
+        Outcome::Retry => Ending::Retry(failure()),
+        Outcome::Parked => Ending::Parked {
+            again_at: at(second + 60),
+            failure: failure(),
+        },
+        Outcome::Dead => Ending::Dead,
+        Outcome::Dropped | Outcome::Diverted => panic!("{outcome:?} is no end of a try"),
+    }
+}
+
+/// The results of a lane whose deliveries all end so.
+pub(crate) fn results(lane: &Lane, outcome: &Outcome, second: i64) -> Vec<Settled> {
     let results = lane.waiting.iter().map(|one| Settled {
         answer: Some("answer".to_owned()),
-        again_at: (*outcome == Outcome::Parked).then(|| at(second + 60)),
-        failing_since: outcome.waits().then(|| at(second)),
-        progress: outcome.waits().then(|| "half".to_owned()),
-        ..Settled::new(one.event_id, one.key.clone(), outcome.clone(), at(second))
+        ..Settled::new(
+            one.event_id,
+            one.key.clone(),
+            ending(outcome, second),
+            at(second),
+        )
     });
-    Settlement {
-        lane: lane.id,
-        epoch: lane.epoch,
-        results: results.collect(),
-        not_before: None,
-    }
+    results.collect()
+}
+
+pub(crate) fn settled(lane: Lane, outcome: &Outcome, second: i64) -> Settlement {
+    let results = results(&lane, outcome, second);
+    lane.lease.settle(results, at(second), None)
+}
+
+/// Only the head of a lane ends so, and nothing of it goes before `not_before`.
+pub(crate) fn head_settled(
+    lane: Lane,
+    outcome: &Outcome,
+    second: i64,
+    not_before: Option<i64>,
+) -> Settlement {
+    let mut results = results(&lane, outcome, second);
+    results.truncate(1);
+    lane.lease.settle(results, at(second), not_before.map(at))
+}
+
+/// A lane that was sent as a message of this name.
+pub(crate) fn called(lane: Lane, message: &str, second: i64) -> Settlement {
+    let mut results = results(&lane, &Outcome::Sent, second);
+    results[0].ending = Ending::Sent {
+        message: Some(message.to_owned()),
+    };
+    lane.lease.settle(results, at(second), None)
+}
+
+/// The only lane.
+pub(crate) fn one(lanes: Vec<Lane>) -> Lane {
+    let [lane] = <[Lane; 1]>::try_from(lanes).unwrap();
+    lane
 }
 
 /// The books balance and no lane was forgotten.
@@ -148,11 +216,7 @@ async fn an_event_is_kept_once_whatever_is_in_it(on: On) {
     for (number, body) in bodies.into_iter().enumerate() {
         let event = read(&format!("m-{number}"), body, 0);
         let id = stored(&*store, event.clone(), Vec::new(), 0).await;
-        let again = Append {
-            event: event.clone(),
-            owed: Vec::new(),
-            received_at: at(9),
-        };
+        let again = Append::new(event.clone(), Vec::new(), at(9));
         assert_eq!(store.append(again).await.unwrap(), Appended::Known { id });
         let (kept, deliveries) = store.event(id).await.unwrap().unwrap();
         assert_eq!(kept.event, event);
@@ -187,7 +251,7 @@ async fn a_hold_that_is_over_takes_everything_before_it_along(on: On) {
         "a leased lane is not leased again"
     );
     store
-        .settle(vec![settled(&lanes[0], &Outcome::Sent, 8)])
+        .settle(vec![settled(one(lanes), &Outcome::Sent, 8)])
         .await
         .unwrap();
     let lanes = lease(&*store, 20).await;
@@ -199,7 +263,7 @@ async fn a_hold_that_is_over_takes_everything_before_it_along(on: On) {
             .is_some_and(|high| high.time() == at(3))
     );
     store
-        .settle(vec![settled(&lanes[0], &Outcome::Sent, 20)])
+        .settle(vec![settled(one(lanes), &Outcome::Sent, 20)])
         .await
         .unwrap();
     assert!(lease(&*store, 99).await.is_empty());
@@ -214,7 +278,7 @@ async fn what_is_appended_while_its_lane_is_leased_goes_afterwards(on: On) {
     arrives(&*store, event("m-2", "i-2", "Success", 2), 2).await;
     assert!(lease(&*store, 9).await.is_empty());
     store
-        .settle(vec![settled(&lanes[0], &Outcome::Sent, 9)])
+        .settle(vec![settled(one(lanes), &Outcome::Sent, 9)])
         .await
         .unwrap();
     assert_eq!(instances(&lease(&*store, 9).await), ["i-2"]);
@@ -245,7 +309,7 @@ async fn a_limit_cuts_a_lane_and_others_get_their_turn(on: On) {
         }
         order.extend(instances(&lanes));
         let settlements = lanes
-            .iter()
+            .into_iter()
             .map(|lane| settled(lane, &Outcome::Sent, 10))
             .collect();
         store.settle(settlements).await.unwrap();
@@ -258,36 +322,43 @@ async fn a_limit_cuts_a_lane_and_others_get_their_turn(on: On) {
     assert_sound(&*store).await;
 }
 
-async fn an_old_epoch_may_only_record_what_was_sent(on: On) {
+async fn lease_that_is_over_may_only_record_what_was_sent(on: On) {
     let store = TestStore::open_on(on).await;
+    let clock = store.clock.clone();
     let store = store.handle();
     arrives(&*store, event("m-1", "i-1", "Success", 1), 1).await;
-    let first = lease(&*store, 6).await;
-    store
-        .settle(vec![settled(&first[0], &Outcome::Retry, 6)])
-        .await
-        .unwrap();
-    let second = lease(&*store, 7).await;
-    assert!(second[0].epoch > first[0].epoch);
-    store
-        .settle(vec![settled(&first[0], &Outcome::Dead, 7)])
-        .await
-        .unwrap();
+    // Whoever frees leases has to be heard for a while first.
+    for _ in 0..10 {
+        clock.advance(Duration::from_secs(1));
+        store.beat().await.unwrap();
+    }
+    let mut held = Vec::new();
+    for second in [6, 40, 80, 120] {
+        let lanes = lease(&*store, second).await;
+        assert_eq!(instances(&lanes), ["i-1"], "at {second}");
+        held.push(one(lanes));
+    }
+    let epochs: Vec<_> = held.iter().map(|lane| lane.lease.epoch()).collect();
+    assert!(epochs.is_sorted_by(|one, other| one < other), "{epochs:?}");
+    let mut held = held.into_iter();
+    let mut settle = async |outcome: &Outcome| {
+        let settlement = settled(held.next().unwrap(), outcome, 121);
+        // The answer to its commit was not heard, so it is recorded again.
+        for _ in 0..2 {
+            store.settle(vec![settlement.clone()]).await.unwrap();
+        }
+    };
+    settle(&Outcome::Dead).await;
     assert!(store.dead(DeadSelection::All, 10).await.unwrap().is_empty());
     assert!(
-        lease(&*store, 8).await.is_empty(),
-        "the stale settle gave the lane away"
+        lease(&*store, 122).await.is_empty(),
+        "a lease that is over gave the lane away"
     );
-    store
-        .settle(vec![settled(&first[0], &Outcome::Sent, 8)])
-        .await
-        .unwrap();
-    store
-        .settle(vec![settled(&second[0], &Outcome::Sent, 8)])
-        .await
-        .unwrap();
+    settle(&Outcome::Sent).await;
+    settle(&Outcome::Sent).await;
+    settle(&Outcome::Dead).await;
     let tally = store.tally().await.unwrap();
-    assert_eq!((tally[0].sent, tally[0].waiting), (1, 0));
+    assert_eq!((tally[0].sent, tally[0].dead, tally[0].waiting), (1, 0, 0));
     assert_sound(&*store).await;
 }
 
@@ -297,10 +368,8 @@ async fn a_failing_head_keeps_its_place_until_it_is_parked(on: On) {
     arrives(&*store, event("m-1", "i-1", "Success", 1), 1).await;
     arrives(&*store, event("m-2", "i-2", "Success", 2), 2).await;
     let lanes = lease(&*store, 10).await;
-    let mut only_head = settled(&lanes[0], &Outcome::Retry, 10);
-    only_head.results.truncate(1);
-    only_head.not_before = Some(at(30));
-    store.settle(vec![only_head]).await.unwrap();
+    let failed = head_settled(one(lanes), &Outcome::Retry, 10, Some(30));
+    store.settle(vec![failed]).await.unwrap();
     let waits = store.lease("s", at(29), 9).await.unwrap();
     assert!(waits.lanes.is_empty());
     assert_eq!(waits.next_due, Some(at(30)));
@@ -309,13 +378,12 @@ async fn a_failing_head_keeps_its_place_until_it_is_parked(on: On) {
     let head = &lanes[0].waiting[0];
     assert_eq!((head.tries, head.progress.as_deref()), (1, Some("half")));
     assert_eq!(head.failing_since, Some(at(10)));
-    let mut parked = settled(&lanes[0], &Outcome::Parked, 30);
-    parked.results.truncate(1);
+    let parked = head_settled(one(lanes), &Outcome::Parked, 30, None);
     store.settle(vec![parked]).await.unwrap();
     let lanes = lease(&*store, 31).await;
     assert_eq!(instances(&lanes), ["i-2"], "the rest passes a parked head");
     store
-        .settle(vec![settled(&lanes[0], &Outcome::Sent, 31)])
+        .settle(vec![settled(one(lanes), &Outcome::Sent, 31)])
         .await
         .unwrap();
     arrives(&*store, event("m-3", "i-3", "Success", 88), 88).await;
@@ -323,7 +391,7 @@ async fn a_failing_head_keeps_its_place_until_it_is_parked(on: On) {
     assert_eq!(instances(&lanes), ["i-1"], "a parked one goes alone");
     assert!(lanes[0].high.as_ref().unwrap() > &lanes[0].waiting[0].key);
     store
-        .settle(vec![settled(&lanes[0], &Outcome::Sent, 90)])
+        .settle(vec![settled(one(lanes), &Outcome::Sent, 90)])
         .await
         .unwrap();
     assert_eq!(instances(&lease(&*store, 93).await), ["i-3"]);
@@ -344,7 +412,7 @@ async fn a_dead_letter_is_listed_sent_again_elsewhere_or_dropped(on: On) {
     }
     let lanes = lease(&*store, 10).await;
     store
-        .settle(vec![settled(&lanes[0], &Outcome::Dead, 10)])
+        .settle(vec![settled(one(lanes), &Outcome::Dead, 10)])
         .await
         .unwrap();
     let dead = store
@@ -370,13 +438,13 @@ async fn a_dead_letter_is_listed_sent_again_elsewhere_or_dropped(on: On) {
     assert_eq!(instances(&lanes), ["i-3"]);
     assert!(lanes[0].waiting[0].resent);
     store
-        .settle(vec![settled(&lanes[0], &Outcome::Sent, 12)])
+        .settle(vec![settled(one(lanes), &Outcome::Sent, 12)])
         .await
         .unwrap();
     let lanes = store.lease("elsewhere", at(12), 9).await.unwrap().lanes;
     assert_eq!(instances(&lanes), ["i-2"]);
     store
-        .settle(vec![settled(&lanes[0], &Outcome::Sent, 12)])
+        .settle(vec![settled(one(lanes), &Outcome::Sent, 12)])
         .await
         .unwrap();
     assert_eq!(
@@ -403,17 +471,17 @@ async fn a_resting_sink_is_not_leased(on: On) {
     let store = TestStore::open_on(on).await;
     let store = store.handle();
     arrives(&*store, event("m-1", "i-1", "Success", 1), 1).await;
-    store.rest("s", Some(at(60)), at(0)).await.unwrap();
+    store.back_off("s", Some(at(60)), at(0)).await.unwrap();
     let rests = store.lease("s", at(59), 9).await.unwrap();
     assert!(rests.lanes.is_empty());
     assert_eq!(rests.next_due, Some(at(60)));
     let backlog = store.backlog().await.unwrap();
     assert_eq!(
-        (backlog[0].waiting, backlog[0].rests_until),
+        (backlog[0].waiting, backlog[0].backoff_until),
         (1, Some(at(60)))
     );
     assert_eq!(backlog[0].oldest, Some(at(1)));
-    store.rest("s", None, at(1)).await.unwrap();
+    store.back_off("s", None, at(1)).await.unwrap();
     assert_eq!(lease(&*store, 59).await.len(), 1);
 }
 
@@ -422,11 +490,7 @@ async fn a_step_told_again_is_a_repeat_and_another_end_is_a_conflict(on: On) {
     let store = store.handle();
     let append = |event: Event| {
         let owed = vec![owed(&event, "s", LaneKey::Command, 0)];
-        store.append(Append {
-            event,
-            owed,
-            received_at: at(5),
-        })
+        store.append(Append::new(event, owed, at(5)))
     };
     let told = |appended| match appended {
         Appended::Stored {
@@ -450,7 +514,7 @@ async fn a_step_told_again_is_a_repeat_and_another_end_is_a_conflict(on: On) {
         .iter()
         .map(|one| {
             (
-                one.event.message_id.as_str(),
+                one.event.as_ref().unwrap().message_id.as_str(),
                 one.repeat_of.is_some(),
                 // A repeat of what is contradicted afterwards may say so, or not.
                 one.conflict && one.repeat_of.is_none(),
@@ -491,7 +555,7 @@ async fn a_repeat_is_one_only_where_its_first_was_told(on: On) {
             .map(|one| one.repeat_of.is_some())
             .collect();
         let settlements = lanes
-            .iter()
+            .into_iter()
             .map(|lane| settled(lane, &Outcome::Sent, 3))
             .collect();
         store.settle(settlements).await.unwrap();
@@ -516,7 +580,7 @@ async fn a_start_below_the_watermark_knows_that_its_end_was_sent(on: On) {
     arrives(&*store, event("m-3", "i-2", "InProgress", 3), 2).await;
     let lanes = lease(&*store, 10).await;
     store
-        .settle(vec![settled(&lanes[0], &Outcome::Sent, 10)])
+        .settle(vec![settled(one(lanes), &Outcome::Sent, 10)])
         .await
         .unwrap();
     arrives(&*store, event("m-1", "i-1", "InProgress", 1), 10).await;
@@ -567,11 +631,12 @@ async fn instance_order_waits_only_where_something_can_come_first(on: On) {
             }
             for lane in lease(&*store, second).await {
                 for one in &lane.waiting {
-                    let number: usize = one.event.message_id[2..].parse().unwrap();
+                    let number: usize =
+                        one.event.as_ref().unwrap().message_id[2..].parse().unwrap();
                     left[number] = Some(second);
                 }
                 store
-                    .settle(vec![settled(&lane, &Outcome::Sent, second)])
+                    .settle(vec![settled(lane, &Outcome::Sent, second)])
                     .await
                     .unwrap();
             }
@@ -592,9 +657,10 @@ async fn what_a_message_is_called_comes_with_all_that_follows_of_its_command(on:
         arrives(&*store, event("m-1", "i-1", "Success", 1), 1).await;
         let lanes = lease(&*store, 8).await;
         assert_eq!(threads(&lanes), [None]);
-        let mut sent = settled(&lanes[0], &Outcome::Sent, 8);
-        sent.results[0].thread = Some("C1:17".to_owned());
-        store.settle(vec![sent]).await.unwrap();
+        store
+            .settle(vec![called(one(lanes), "C1:17", 8)])
+            .await
+            .unwrap();
     }
     store.reopen().await;
     let store = store.handle();
@@ -606,9 +672,10 @@ async fn what_a_message_is_called_comes_with_all_that_follows_of_its_command(on:
     assert_eq!(threads(&lanes), [Some("C1:17".to_owned())]);
     let other = store.lease("t", at(9), 100).await.unwrap().lanes;
     assert_eq!(threads(&other), [None]);
-    let mut anew = settled(&lanes[0], &Outcome::Sent, 9);
-    anew.results[0].thread = Some("C1:99".to_owned());
-    store.settle(vec![anew]).await.unwrap();
+    store
+        .settle(vec![called(one(lanes), "C1:99", 9)])
+        .await
+        .unwrap();
     arrives(&*store, event("m-3", "i-3", "Success", 3), 10).await;
     let lanes = lease(&*store, 20).await;
     assert_eq!(threads(&lanes), [Some("C1:99".to_owned())]);
@@ -621,7 +688,9 @@ async fn deliveries_under_way_at_a_crash_go_again_and_say_so(on: On) {
         let store = store.handle();
         arrives(&*store, event("m-1", "i-1", "Success", 1), 1).await;
         arrives(&*store, event("m-9", "i-9", "Success", 9), 9).await;
-        assert_eq!(instances(&lease(&*store, 8).await), ["i-1"]);
+        let lanes = lease(&*store, 8).await;
+        assert_eq!(instances(&lanes), ["i-1"]);
+        assert!(Lease::permission(&[&lanes[0].lease])(), "it is about to go");
     }
     store.reopen().await;
     assert!(!store.opened.is_new);
@@ -643,7 +712,7 @@ async fn deliveries_under_way_at_a_crash_go_again_and_say_so(on: On) {
             "whatever comes below it is late: it may have arrived"
         );
         store
-            .settle(vec![settled(&lanes[0], &Outcome::Sent, 20)])
+            .settle(vec![settled(one(lanes), &Outcome::Sent, 20)])
             .await
             .unwrap();
         assert_sound(&*store).await;
@@ -676,7 +745,7 @@ async fn old_events_are_forgotten_but_never_what_something_waits_for(on: On) {
     assert_eq!(left().await, [young, waits]);
     let lanes = lease(&*store, 100).await;
     store
-        .settle(vec![settled(&lanes[0], &Outcome::Sent, 100)])
+        .settle(vec![settled(one(lanes), &Outcome::Sent, 100)])
         .await
         .unwrap();
     while store.prune(at(130 * DAY), keep).await.unwrap() {}
@@ -764,7 +833,7 @@ async fn a_sink_owed_twice_keeps_two_lanes_apart(on: On) {
     let lanes = lease(&*store, 1).await;
     assert_eq!(lanes.len(), 2);
     let settlements = lanes
-        .iter()
+        .into_iter()
         .map(|lane| settled(lane, &Outcome::Sent, 2))
         .collect();
     store.settle(settlements).await.unwrap();
@@ -778,17 +847,14 @@ async fn a_sink_owed_twice_keeps_two_lanes_apart(on: On) {
 async fn a_queue_that_is_full_turns_new_events_away() {
     let (store, writer, _) = {
         let folder = tempfile::tempdir().unwrap();
-        runbell::store::sqlite::Sqlite::open(&folder.path().join("runbell.db")).unwrap()
+        let path = folder.path().join("runbell.db");
+        runbell::store::sqlite::Sqlite::open(&path, Terms::default(), &Clock::system()).unwrap()
     };
     // The writer does not run, so nothing leaves the queue.
     let mut waiting = Vec::new();
     let refused = loop {
         let event = event(&format!("m-{}", waiting.len()), "i", "Success", 0);
-        let append = Append {
-            event,
-            owed: Vec::new(),
-            received_at: at(0),
-        };
+        let append = Append::new(event, Vec::new(), at(0));
         let mut call = store.append(append);
         match futures_util::poll!(&mut call) {
             std::task::Poll::Ready(answer) => break answer,
@@ -800,13 +866,7 @@ async fn a_queue_that_is_full_turns_new_events_away() {
     drop(waiting);
     drop(writer);
     let event = event("late", "i", "Success", 0);
-    let gone = store
-        .append(Append {
-            event,
-            owed: Vec::new(),
-            received_at: at(0),
-        })
-        .await;
+    let gone = store.append(Append::new(event, Vec::new(), at(0))).await;
     assert!(matches!(gone, Err(StoreError::Gone(_))), "{gone:?}");
 }
 
@@ -815,7 +875,7 @@ on_both! {
     a_hold_that_is_over_takes_everything_before_it_along,
     what_is_appended_while_its_lane_is_leased_goes_afterwards,
     a_limit_cuts_a_lane_and_others_get_their_turn,
-    an_old_epoch_may_only_record_what_was_sent,
+    lease_that_is_over_may_only_record_what_was_sent,
     a_failing_head_keeps_its_place_until_it_is_parked,
     a_dead_letter_is_listed_sent_again_elsewhere_or_dropped,
     a_resting_sink_is_not_leased,

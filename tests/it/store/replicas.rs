@@ -1,5 +1,7 @@
 //! Several replicas on one database, and what goes wrong between them.
 
+use runbell::store::postgres::Settings;
+
 use super::*;
 use crate::harness::postgres::server;
 
@@ -16,11 +18,7 @@ async fn append_all(store: &dyn Store, name: &str, numbers: &[usize]) {
             .iter()
             .map(|sink| owed(&event, sink, LaneKey::Instance, 0))
             .collect();
-        store.append(Append {
-            event,
-            owed,
-            received_at: at(1),
-        })
+        store.append(Append::new(event, owed, at(1)))
     });
     for appended in futures_util::future::join_all(appends).await {
         appended.unwrap();
@@ -29,11 +27,11 @@ async fn append_all(store: &dyn Store, name: &str, numbers: &[usize]) {
 
 #[tokio::test]
 async fn replicas_that_append_in_opposite_orders_do_not_stop_each_other() {
-    let one = TestStore::open_on(On::Postgres).await;
-    let other = one.another().await;
+    let place = TestStore::open_on(On::Postgres).await;
+    let other = place.another().await;
     let up: Vec<usize> = (0..200).collect();
     let down: Vec<usize> = up.iter().rev().copied().collect();
-    let (first, second) = (one.handle(), other.handle());
+    let (first, second) = (place.handle(), other.handle());
     for round in 0..5 {
         let (up_name, down_name) = (format!("up{round}"), format!("down{round}"));
         tokio::join!(
@@ -44,7 +42,9 @@ async fn replicas_that_append_in_opposite_orders_do_not_stop_each_other() {
                 for _ in 0..20 {
                     for sink in ["u", "s"] {
                         let lanes = second.lease(sink, at(2), 50).await.unwrap().lanes;
-                        let sent = lanes.iter().map(|lane| settled(lane, &Outcome::Sent, 2));
+                        let sent = lanes
+                            .into_iter()
+                            .map(|lane| settled(lane, &Outcome::Sent, 2));
                         second.settle(sent.collect()).await.unwrap();
                     }
                 }
@@ -53,7 +53,7 @@ async fn replicas_that_append_in_opposite_orders_do_not_stop_each_other() {
     }
     let deadlocks = server()
         .query(
-            one.schema(),
+            place.schema(),
             "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()",
         )
         .await;
@@ -63,17 +63,13 @@ async fn replicas_that_append_in_opposite_orders_do_not_stop_each_other() {
 
 #[tokio::test]
 async fn a_notification_that_two_replicas_take_is_kept_once() {
-    let one = TestStore::open_on(On::Postgres).await;
-    let other = one.another().await;
-    let (first, second) = (one.handle(), other.handle());
+    let place = TestStore::open_on(On::Postgres).await;
+    let other = place.another().await;
+    let (first, second) = (place.handle(), other.handle());
     let append = |number: i64| {
         let event = event(&format!("m-{number}"), "i-1", "Success", number);
         let owed = vec![owed(&event, "s", LaneKey::Command, 0)];
-        Append {
-            event,
-            owed,
-            received_at: at(number),
-        }
+        Append::new(event, owed, at(number))
     };
     let mut kept = 0;
     for number in 0..50 {
@@ -94,9 +90,9 @@ async fn a_notification_that_two_replicas_take_is_kept_once() {
 
 #[tokio::test]
 async fn no_wake_up_is_lost_between_an_append_here_and_a_settle_there() {
-    let one = TestStore::open_on(On::Postgres).await;
-    let other = one.another().await;
-    let (first, second) = (one.handle(), other.handle());
+    let place = TestStore::open_on(On::Postgres).await;
+    let other = place.another().await;
+    let (first, second) = (place.handle(), other.handle());
     for round in 0..100 {
         let event_1 = event(&format!("a-{round}"), "i-1", "Success", round);
         arrives(&*first, event_1, round).await;
@@ -106,69 +102,16 @@ async fn no_wake_up_is_lost_between_an_append_here_and_a_settle_there() {
         // At the same time: whichever comes first, the lane is due afterwards.
         tokio::join!(arrives(&*first, event_2, round), async {
             second
-                .settle(vec![settled(&lanes[0], &Outcome::Sent, round)])
+                .settle(vec![settled(one(lanes), &Outcome::Sent, round)])
                 .await
                 .unwrap();
         });
         let lanes = lease(&*first, 1000).await;
         assert_eq!(instances(&lanes), ["i-1"], "round {round}");
-        let sent = settled(&lanes[0], &Outcome::Sent, round);
+        let sent = settled(one(lanes), &Outcome::Sent, round);
         first.settle(vec![sent]).await.unwrap();
     }
     assert_sound(&*first).await;
-}
-
-#[tokio::test]
-async fn what_a_silent_replica_held_is_freed_and_marked_and_it_may_only_tell_what_it_sent() {
-    let one = TestStore::open_on(On::Postgres).await;
-    let other = one.another().await;
-    let (first, second) = (one.handle(), other.handle());
-    arrives(&*first, event("m-1", "i-1", "Success", 1), 1).await;
-    arrives(&*first, event("m-2", "i-2", "Success", 2), 1).await;
-    let held = lease(&*first, 10).await;
-    assert!(lease(&*second, 10).await.is_empty());
-    assert_eq!(second.sweep().await.unwrap(), 0);
-    assert!(lease(&*second, 10).await.is_empty(), "it is alive");
-    // As if it had been paused: its signs stop, and the others go on.
-    let silence = "UPDATE replica SET beat_at = 0 WHERE no = (SELECT owner FROM lane WHERE owner IS NOT NULL)";
-    server().run(one.schema(), silence).await;
-    assert_eq!(
-        second.sweep().await.unwrap(),
-        0,
-        "a freed lane was not forgotten"
-    );
-    let lanes = lease(&*second, 11).await;
-    assert_eq!(instances(&lanes), ["i-1", "i-2"]);
-    assert!(lanes[0].waiting.iter().all(|one| one.possible_repeat));
-    assert!(lanes[0].epoch > held[0].epoch);
-    // It wakes up, and had sent the first and failed with the second.
-    let mut stale = settled(&held[0], &Outcome::Sent, 11);
-    stale.results[1].outcome = Outcome::Dead;
-    first.settle(vec![stale]).await.unwrap();
-    assert!(first.dead(DeadSelection::All, 9).await.unwrap().is_empty());
-    assert!(
-        lease(&*first, 12).await.is_empty(),
-        "the stale settle gave the lane away"
-    );
-    let sent = settled(&lanes[0], &Outcome::Sent, 12);
-    second.settle(vec![sent]).await.unwrap();
-    let tally = first.tally().await.unwrap();
-    assert_eq!((tally[0].owed, tally[0].sent, tally[0].waiting), (2, 2, 0));
-    assert_sound(&*first).await;
-}
-
-#[tokio::test]
-async fn a_replica_that_wakes_up_and_leases_is_alive_at_once() {
-    let one = TestStore::open_on(On::Postgres).await;
-    let other = one.another().await;
-    let (first, second) = (one.handle(), other.handle());
-    arrives(&*first, event("m-1", "i-1", "Success", 1), 1).await;
-    server()
-        .run(one.schema(), "UPDATE replica SET beat_at = 0")
-        .await;
-    assert_eq!(lease(&*first, 10).await.len(), 1);
-    second.sweep().await.unwrap();
-    assert!(lease(&*second, 11).await.is_empty());
 }
 
 #[tokio::test]
@@ -177,7 +120,7 @@ async fn replicas_that_start_together_make_the_tables_once() {
     let opens = (0..4).map(|number| {
         let settings = server().settings(&schema, &format!("r{number}"));
         async move {
-            runbell::store::postgres::Postgres::open(&settings)
+            runbell::store::postgres::Postgres::open(&settings, Terms::default(), &Clock::system())
                 .await
                 .unwrap()
         }
@@ -193,10 +136,11 @@ async fn replicas_that_start_together_make_the_tables_once() {
 async fn a_foreign_and_a_newer_database_are_left_alone() {
     let open = async |schema: &str| {
         let settings = server().settings(schema, "r");
-        let error = runbell::store::postgres::Postgres::open(&settings)
-            .await
-            .err()
-            .unwrap();
+        let error =
+            runbell::store::postgres::Postgres::open(&settings, Terms::default(), &Clock::system())
+                .await
+                .err()
+                .unwrap();
         assert!(matches!(error, StoreError::Unusable(_)), "{error:?}");
         std::error::Error::source(&error).unwrap().to_string()
     };
@@ -223,11 +167,23 @@ async fn a_nul_in_what_a_publisher_writes_hinders_nothing() {
     let event = read("m-1", &body.to_string(), 1);
     arrives(&*store, event.clone(), 1).await;
     let lanes = lease(&*store, 10).await;
-    assert_eq!(lanes[0].waiting[0].event, event, "it goes like any other");
-    let mut failed = settled(&lanes[0], &Outcome::Retry, 10);
-    failed.results[0].answer = Some("nul \0 in an answer".to_owned());
-    failed.results[0].progress = Some("\0".to_owned());
-    store.settle(vec![failed]).await.unwrap();
+    let waiting = &lanes[0].waiting[0];
+    assert_eq!(
+        waiting.event.as_ref(),
+        Some(&event),
+        "it goes like any other"
+    );
+    let lane = one(lanes);
+    let mut all = results(&lane, &Outcome::Retry, 10);
+    all[0].answer = Some("nul \0 in an answer".to_owned());
+    all[0].ending = Ending::Retry(Failure {
+        progress: Some("\0".to_owned()),
+        ..Failure::default()
+    });
+    store
+        .settle(vec![lane.lease.settle(all, at(10), None)])
+        .await
+        .unwrap();
     assert_eq!(
         lease(&*store, 11).await[0].waiting[0].progress.as_deref(),
         Some("\0")
@@ -259,4 +215,34 @@ async fn a_day_of_a_hundred_thousand_events_goes_as_a_whole() {
         "SELECT to_regclass('event_{day}') IS NULL AND to_regclass('outcome_{day}') IS NULL"
     );
     assert_eq!(server().query(&schema, &table).await, ["t"]);
+}
+
+#[tokio::test]
+async fn no_statement_is_left_behind_on_a_connection() {
+    let schema = server().new_schema().await;
+    let url = format!("{}%20-clog_statement%3Dall", server().url(&schema));
+    let settings = Settings::parse(&url, None, 8, "test".to_owned()).unwrap();
+    let place = TestStore::open_with(&settings, schema, Clock::system()).await;
+    let store = place.handle();
+    append_all(&*store, "m", &(0..20).collect::<Vec<_>>()).await;
+    let lanes = store.lease("s", at(2), 50).await.unwrap().lanes;
+    let dead = lanes
+        .into_iter()
+        .map(|lane| settled(lane, &Outcome::Dead, 2));
+    store.settle(dead.collect()).await.unwrap();
+    let again = store.retry_dead(DeadSelection::All, None, at(3)).await;
+    assert_eq!(again.unwrap(), 20);
+    let log = std::fs::read_to_string(server().folder.join("log")).unwrap();
+    let prepared = log.lines().filter(|line| line.contains("LOG:  execute "));
+    assert!(prepared.clone().count() > 20);
+    // A pooler may give the next transaction another session, which knows neither names nor settings.
+    let named: Vec<_> = prepared
+        .filter(|line| !line.contains("LOG:  execute <unnamed>:"))
+        .collect();
+    assert_eq!(named, [""; 0]);
+    let set: Vec<_> = log
+        .lines()
+        .filter(|line| line.contains("LOG:  statement: SET "))
+        .collect();
+    assert_eq!(set, [""; 0]);
 }

@@ -2,19 +2,97 @@
 
 use super::*;
 
-async fn a_clock_set_back_holds_nothing_up(on: On) {
+async fn clock_set_back_holds_nothing_up(on: On) {
+    let store = TestStore::open_on_at(on, Clock::by_hand(at(3600))).await;
+    let clock = store.clock.clone();
+    let store = store.handle();
+    let time = store.clock().clone();
+    store.beat().await.unwrap();
+    arrives(&*store, event("m-1", "i-1", "Success", 3600), 3600).await;
+    store
+        .back_off("s", Some(at(3603)), time.now())
+        .await
+        .unwrap();
+    // People read an hour earlier; five seconds of the hold are five seconds still.
+    clock.set(at(0));
+    for second in 1..5 {
+        clock.advance(Duration::from_secs(1));
+        store.beat().await.unwrap();
+        let waits = store.lease("s", time.now(), 9).await.unwrap();
+        assert!(waits.lanes.is_empty(), "after {second} seconds");
+    }
+    clock.advance(Duration::from_secs(1));
+    store.beat().await.unwrap();
+    let lanes = store.lease("s", time.now(), 9).await.unwrap().lanes;
+    assert_eq!(instances(&lanes), ["i-1"]);
+}
+
+async fn clock_set_back_while_nobody_ran_holds_nothing_up(on: On) {
+    let mut store = TestStore::open_on_at(on, Clock::by_hand(at(86_400))).await;
+    {
+        let store = store.handle();
+        store.beat().await.unwrap();
+        arrives(&*store, event("m-1", "i-1", "Success", 86_400), 86_400).await;
+        store
+            .back_off("s", Some(at(86_404)), at(86_400))
+            .await
+            .unwrap();
+    }
+    store.stop().await;
+    store.clock.set(at(0));
+    store.start_again().await;
+    let clock = store.clock.clone();
+    let store = store.handle();
+    let time = store.clock().clone();
+    let waits = store.lease("s", time.now(), 9).await.unwrap();
+    assert!(waits.lanes.is_empty());
+    clock.advance(Duration::from_secs(6));
+    store.beat().await.unwrap();
+    let lanes = store.lease("s", time.now(), 9).await.unwrap().lanes;
+    assert_eq!(instances(&lanes), ["i-1"]);
+}
+
+async fn clock_that_leaps_forgets_and_ages_nothing(on: On) {
+    let store = TestStore::open_on_at(on, Clock::by_hand(at(0))).await;
+    let clock = store.clock.clone();
+    let store = store.handle();
+    store.beat().await.unwrap();
+    let id = stored(&*store, event("m-1", "i-1", "Success", 0), Vec::new(), 0).await;
+    clock.leap(SignedDuration::from_hours(24 * 365));
+    clock.advance(Duration::from_secs(1));
+    store.beat().await.unwrap();
+    assert_eq!(store.clock().now(), at(1));
+    let now = clock.now();
+    assert!(!store.prune(now, Duration::from_hours(2)).await.unwrap());
+    assert!(store.event(id).await.unwrap().is_some());
+}
+
+async fn clock_that_leaps_before_the_first_beat_ages_nothing(on: On) {
+    let store = TestStore::open_on_at(on, Clock::by_hand(at(0))).await;
+    store.clock.leap(SignedDuration::from_secs(120));
+    store.clock.advance(Duration::from_secs(1));
+    let store = store.handle();
+    store.beat().await.unwrap();
+    assert_eq!(store.clock().now(), at(1));
+}
+
+async fn events_of_a_clock_that_was_ahead_hinder_no_forgetting(on: On) {
     let store = TestStore::open_on(on).await;
     let store = store.handle();
-    arrives(&*store, event("m-1", "i-1", "Success", 3600), 3600).await;
-    let waits = store.lease("s", at(3601), 9).await.unwrap();
-    assert!(waits.lanes.is_empty());
-    store.rest("s", Some(at(3603)), at(3600)).await.unwrap();
-    // An hour earlier, four seconds of the hold and two of the rest are left.
-    let waits = store.lease("s", at(1), 9).await.unwrap();
-    assert_eq!((waits.lanes.len(), waits.next_due), (0, Some(at(3))));
-    let waits = store.lease("s", at(4), 9).await.unwrap();
-    assert_eq!((waits.lanes.len(), waits.next_due), (0, Some(at(5))));
-    assert_eq!(instances(&lease(&*store, 5).await), ["i-1"]);
+    for number in 0..600 {
+        let event = event(&format!("ahead-{number}"), "i-1", "Success", 1);
+        stored(&*store, event, Vec::new(), 365 * DAY).await;
+    }
+    let old = stored(&*store, event("m-1", "i-1", "Success", 2), Vec::new(), 2).await;
+    stored(
+        &*store,
+        event("young", "i-1", "Success", DAY),
+        Vec::new(),
+        DAY,
+    )
+    .await;
+    while store.prune(at(DAY), Duration::from_hours(2)).await.unwrap() {}
+    assert!(store.event(old).await.unwrap().is_none());
 }
 
 async fn a_lease_is_bounded_by_bytes_as_well(on: On) {
@@ -39,7 +117,7 @@ async fn a_lease_is_bounded_by_bytes_as_well(on: On) {
         assert!(lanes[0].waiting.len() <= 17, "{}", lanes[0].waiting.len());
         carried.extend(instances(&lanes));
         store
-            .settle(vec![settled(&lanes[0], &Outcome::Sent, 100)])
+            .settle(vec![settled(one(lanes), &Outcome::Sent, 100)])
             .await
             .unwrap();
     }
@@ -54,13 +132,12 @@ async fn a_letter_sent_again_and_a_failing_head_are_not_in_each_others_way(on: O
     arrives(&*store, event("m-1", "i-1", "Success", 1), 1).await;
     let lanes = lease(&*store, 6).await;
     store
-        .settle(vec![settled(&lanes[0], &Outcome::Dead, 6)])
+        .settle(vec![settled(one(lanes), &Outcome::Dead, 6)])
         .await
         .unwrap();
     arrives(&*store, event("m-2", "i-2", "Success", 7), 7).await;
     let lanes = lease(&*store, 12).await;
-    let mut failed = settled(&lanes[0], &Outcome::Retry, 12);
-    failed.not_before = Some(at(600));
+    let failed = head_settled(one(lanes), &Outcome::Retry, 12, Some(600));
     store.settle(vec![failed]).await.unwrap();
     assert_eq!(
         store
@@ -73,7 +150,7 @@ async fn a_letter_sent_again_and_a_failing_head_are_not_in_each_others_way(on: O
     assert_eq!(instances(&lanes), ["i-1"], "it goes at once");
     assert!(lanes[0].waiting[0].alone);
     store
-        .settle(vec![settled(&lanes[0], &Outcome::Sent, 20)])
+        .settle(vec![settled(one(lanes), &Outcome::Sent, 20)])
         .await
         .unwrap();
     let waits = store.lease("s", at(599), 9).await.unwrap();
@@ -113,7 +190,7 @@ async fn what_the_database_cannot_keep_is_kept_raw(on: On) {
             "CREATE TRIGGER no_steps BEFORE INSERT ON step WHEN NEW.instance = 'i-bad'
              BEGIN SELECT RAISE(ABORT, 'not this one'); END",
             "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
-               'BEGIN RAISE EXCEPTION ''not this one''; END';
+               'BEGIN RAISE check_violation USING MESSAGE = ''not this one''; END';
              CREATE TRIGGER no_steps BEFORE INSERT ON step FOR EACH ROW
              WHEN (NEW.instance = 'i-bad') EXECUTE FUNCTION refuse()",
         )
@@ -126,7 +203,13 @@ async fn what_the_database_cannot_keep_is_kept_raw(on: On) {
     let ids = futures_util::future::join_all(arrivals).await;
     let (kept, deliveries) = store.event(ids[1]).await.unwrap().unwrap();
     assert_eq!(kept.event.message_id, "m-i-bad");
-    assert!(deliveries.is_empty());
+    assert_eq!((deliveries.len(), deliveries[0].dead), (1, true));
+    let dead = store.dead(DeadSelection::All, 9).await.unwrap();
+    let why = dead[0].answer.as_deref().unwrap();
+    assert!(
+        why.contains("could not keep it") && why.contains("not this one"),
+        "{why}"
+    );
     let lanes = lease(&*store, 10).await;
     assert_eq!(instances(&lanes), ["i-1", "i-2"]);
     assert_sound(&*store).await;
@@ -147,7 +230,11 @@ async fn nobody_else_may_read_the_file() {
 }
 
 on_both! {
-    a_clock_set_back_holds_nothing_up,
+    clock_set_back_holds_nothing_up,
+    clock_set_back_while_nobody_ran_holds_nothing_up,
+    clock_that_leaps_forgets_and_ages_nothing,
+    clock_that_leaps_before_the_first_beat_ages_nothing,
+    events_of_a_clock_that_was_ahead_hinder_no_forgetting,
     a_lease_is_bounded_by_bytes_as_well,
     a_letter_sent_again_and_a_failing_head_are_not_in_each_others_way,
     what_waits_for_a_sink_that_is_gone_becomes_dead_letters,
