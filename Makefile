@@ -8,7 +8,7 @@ DENY_VERSION := 0.20.2
 DENY_ROOT := target/tools/cargo-deny-$(DENY_VERSION)
 DENY := $(DENY_ROOT)/bin/cargo-deny
 
-.PHONY: help demo test check audit bench chaos interop pictures system database lint-tools
+.PHONY: help demo test check audit bench sim chaos interop pictures system database lint-tools
 
 ## help      this list
 help:
@@ -41,11 +41,16 @@ bench: system database
 	cargo bench --locked --bench neighbours
 	cargo bench --locked --bench replicas
 
-## chaos     minutes of kills, pauses, cuts and crashes, of three replicas on one PostgreSQL
-chaos: system database
-	cargo test --locked --test it replicas::three_replicas_lose_nothing_for_minutes -- --ignored --nocapture
+## sim       100,000 seeds of faults at every call of the store, on one thread; ARGS='--seed 7 --trace' plays one
+sim: system database
+	cargo test --locked --release --test sim -- --long $(ARGS)
 
-## interop   other people's programs: LocalStack, mail servers, Alertmanager, the vendors' models, HAProxy
+## chaos     minutes of kills, pauses, cuts, stalls and lost COMMITs, of three replicas on one PostgreSQL
+chaos: system database
+	cargo test --locked --test it -- replicas::chaos:: --ignored --nocapture --test-threads=1
+
+## interop   other people's programs: LocalStack, mail servers, Alertmanager, the vendors' models, HAProxy,
+##           PostgreSQL 12 to 18, PgBouncer, Patroni
 interop: system database
 	tests/interop/run.sh $(ARGS)
 
