@@ -4,7 +4,7 @@
 //! The test starts itself as the service and kills that from within, at the moment at which a given
 //! point was passed for the n-th time: no later, as a kill from outside would be.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 use runbell::app::{App, Listeners, Signals};
 use runbell::clock::Clock;
 use runbell::config::Config;
@@ -27,6 +27,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use crate::harness::app::until;
 use crate::harness::sns::{Sns, TOPIC};
 use crate::harness::store::folder;
+use crate::history::{self, History, Posted, Record};
 
 const ROLE: &str = "RUNBELL_TEST_CRASH";
 /// In the order in which a notification passes them.
@@ -168,12 +169,13 @@ impl Drop for Service {
     }
 }
 
-/// What the producer knows: what it posts, and what was answered with 200.
+/// A producer and its knowledge: what it posts, and what was answered with 200.
 struct Producer {
     sns: Sns,
     http: reqwest::Client,
     bodies: BTreeMap<String, String>,
-    accepted: BTreeSet<String>,
+    /// As they are in the lane of the topic, and in that of their instance.
+    posted: BTreeMap<String, [Posted; 2]>,
     next: usize,
 }
 
@@ -188,10 +190,21 @@ impl Producer {
             } else {
                 "Success"
             };
-            let id = format!("m-{number}");
-            let body = self
-                .sns
-                .status(&id, &format!("i-{}", number / 2), status, at);
+            let (id, instance) = (format!("m-{number}"), format!("i-{}", number / 2));
+            let rank = 1 + u8::from(status == "Success");
+            let lanes = [
+                (TOPIC, history::by_time(at, rank, &instance, &id)),
+                (&instance, history::by_status(at, rank, &instance, &id)),
+            ];
+            let posted = lanes.map(|(lane, key)| Posted {
+                id: id.clone(),
+                lane: lane.to_owned(),
+                key,
+                offered_at: now,
+                accepted_at: None,
+            });
+            let body = self.sns.status(&id, &instance, status, at);
+            self.posted.insert(id.clone(), posted);
             self.bodies.insert(id, body);
         }
         self.next += count;
@@ -203,7 +216,7 @@ impl Producer {
         let open: Vec<_> = self
             .bodies
             .iter()
-            .filter(|(id, _)| !self.accepted.contains(*id))
+            .filter(|(id, _)| self.posted[*id][0].accepted_at.is_none())
             .collect();
         for some in open.chunks(8) {
             let posts = some.iter().map(async |(id, body)| {
@@ -216,8 +229,18 @@ impl Producer {
             if accepted.iter().all(Option::is_none) {
                 return;
             }
-            self.accepted.extend(accepted.into_iter().flatten());
+            let now = Clock::system().now();
+            for id in accepted.into_iter().flatten() {
+                for posted in self.posted.get_mut(&id).unwrap() {
+                    posted.accepted_at = Some(now);
+                }
+            }
         }
+    }
+
+    fn has_all_accepted(&self) -> bool {
+        let mut all = self.posted.values().flatten();
+        all.all(|it| it.accepted_at.is_some())
     }
 
     async fn get(&self, service: &Service, path: &str) -> String {
@@ -245,7 +268,7 @@ async fn kill_and_check() {
         sns,
         http: http.build().unwrap(),
         bodies: BTreeMap::new(),
-        accepted: BTreeSet::new(),
+        posted: BTreeMap::new(),
         next: 0,
     };
     for round in 0..3 {
@@ -262,7 +285,7 @@ async fn kill_and_check() {
     let service = Service::start(&settings, "never", 0);
     until("everything to be accepted", async || {
         producer.post_all(&service).await;
-        (producer.accepted.len() == producer.bodies.len()).then_some(())
+        producer.has_all_accepted().then_some(())
     })
     .await;
     until("everything to be delivered", async || {
@@ -285,7 +308,7 @@ async fn check_books(producer: &Producer, service: &Service) {
     let tally: Value = serde_json::from_str(&producer.get(service, "/api/v1/tally").await).unwrap();
     for sink in tally["sinks"].as_array().unwrap() {
         let count = |key: &str| usize::try_from(sink[key].as_u64().unwrap()).unwrap();
-        assert_eq!(count("owed"), producer.accepted.len(), "{sink}");
+        assert_eq!(count("owed"), producer.bodies.len(), "{sink}");
         assert_eq!(count("sent") + count("redundant"), count("owed"), "{sink}");
         assert_eq!(
             count("dead") + count("dropped") + count("muted"),
@@ -295,30 +318,24 @@ async fn check_books(producer: &Producer, service: &Service) {
     }
 }
 
+/// Both files have everything once, in the order of its lane or marked: a file sink finds what it has
+/// written already, so that not even a kill excuses a repeat.
 fn check_files(producer: &Producer, folder: &Path) {
-    for (name, key) in [("topic.jsonl", "topic"), ("instance.jsonl", "instance")] {
+    for (number, name) in ["topic.jsonl", "instance.jsonl"].into_iter().enumerate() {
         let text = std::fs::read_to_string(folder.join(name)).unwrap();
         assert!(text.ends_with('\n'), "{name} is torn");
-        let mut ids = BTreeSet::new();
-        let mut high: BTreeMap<String, (i64, Timestamp)> = BTreeMap::new();
-        for line in text.lines() {
-            let line: Value = serde_json::from_str(line).unwrap();
-            let id = line["message_id"].as_str().unwrap().to_owned();
-            assert!(
-                ids.insert(id),
-                "{name}: twice, and the file knows better: {line}"
-            );
-            // In lanes of one instance the status machine leads.
-            let rank = i64::from(key == "instance" && line["status"] != "InProgress");
-            let at = (rank, line["sort_time"].as_str().unwrap().parse().unwrap());
-            let is_late = line["marks"].as_array().unwrap().contains(&"late".into());
-            let high = high.entry(line[key].to_string()).or_insert(at);
-            // What may have been sent before a crash counts as sent, so the mark may be too much.
-            assert!(is_late || at >= *high, "{name}: {line} after {high:?}");
-            *high = at.max(*high);
-        }
-        let lost: Vec<_> = producer.accepted.difference(&ids).collect();
-        assert!(lost.is_empty(), "{name}: lost {lost:?}");
+        let records = text.lines().map(|line| {
+            let line = serde_json::from_str(line).unwrap();
+            Record::read(name, "runbell", &line, None)
+        });
+        let posted = producer.posted.values().map(|it| it[number].clone());
+        let history = History {
+            posted: posted.collect(),
+            records: records.collect(),
+            ..History::default()
+        };
+        let complaint = history::check(&history).complaint();
+        assert!(complaint.is_empty(), "{name}: {complaint}");
     }
 }
 

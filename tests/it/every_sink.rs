@@ -8,8 +8,9 @@ use futures_util::FutureExt as _;
 use runbell::clock::Clock;
 use runbell::config::{Config, Surroundings};
 use runbell::render::Notice;
-use runbell::sink::Sink;
+use runbell::retry::Verdict;
 use runbell::sink::http::Paces;
+use runbell::sink::{Permit, Sink};
 use tokio::task::JoinSet;
 
 use crate::fleet::{Inbox, post_office};
@@ -210,8 +211,12 @@ async fn a_send_that_is_given_up_leaves_every_sink_working() {
     for kind in KINDS {
         let place = Place::open(kind, true).await;
         let first = failed("i-1", "d");
+        let always = Permit::always();
         // Begun, and dropped at the first wait.
-        let begun = place.sink.send(std::slice::from_ref(&first)).now_or_never();
+        let begun = place
+            .sink
+            .send(std::slice::from_ref(&first), &always)
+            .now_or_never();
         drop(begun);
         let second = Notice {
             id: "another".to_owned(),
@@ -224,5 +229,24 @@ async fn a_send_that_is_given_up_leaves_every_sink_working() {
             arrived.iter().any(|text| text.contains("i-2")),
             "{kind}: {arrived:?}"
         );
+    }
+}
+
+#[tokio::test]
+async fn permit_that_is_refused_keeps_every_kind_from_sending() {
+    for kind in KINDS {
+        let place = Place::open(kind, true).await;
+        let notice = failed("i-1", "d");
+        let permit = Permit::new(|| false);
+        let verdicts = place.sink.send(std::slice::from_ref(&notice), &permit);
+        let verdicts = verdicts.await;
+        assert!(permit.is_refused() && !permit.has_begun(), "{kind}");
+        let is_sent = |it: &Verdict| it.may_have_arrived();
+        assert!(!verdicts.iter().any(is_sent), "{kind}: {verdicts:?}");
+        assert_eq!(place.arrived(), Vec::<String>::new(), "{kind}");
+        // The next lease is served as if nothing had been.
+        let verdict = send(&*place.sink, &notice).await;
+        assert_eq!(verdict.word(), "sent", "{kind}: {verdict:?}");
+        assert_eq!(place.arrived().len(), 1, "{kind}");
     }
 }

@@ -284,7 +284,7 @@ impl Told {
 #[tokio::test]
 async fn ten_thousand_instances_are_told_in_few_messages_and_every_failure_soon() {
     let clock = Clock::by_hand(at(0));
-    let store = TestStore::open();
+    let store = TestStore::open_at(clock.clone());
     let mut tasks = JoinSet::new();
     // Slack takes a message a second, with some patience; Discord five in two seconds.
     let inboxes = [
@@ -324,7 +324,7 @@ async fn ten_thousand_instances_are_told_in_few_messages_and_every_failure_soon(
     let (config, _) = parsed.unwrap_or_else(|faults| panic!("{faults}"));
     let routes = Arc::new(ArcSwap::from_pointee(Routes::new(config.routes)));
     let around = deliver::Surroundings {
-        store: store.handle(),
+        lanes: store.handle(),
         routes: Arc::clone(&routes),
         clock: clock.clone(),
         metrics: Arc::new(Metrics::new()),
@@ -350,11 +350,7 @@ async fn ten_thousand_instances_are_told_in_few_messages_and_every_failure_soon(
         let arriving = story.remove(&second).unwrap_or_default().into_iter();
         let appended = arriving.map(|event| {
             let owed = routes.load().owed(&event, None);
-            handle.append(Append {
-                event,
-                owed,
-                received_at: at(second),
-            })
+            handle.append(Append::new(event, owed, at(second)))
         });
         let appended: Vec<_> = futures_util::stream::iter(appended)
             .buffer_unordered(1000)
@@ -362,7 +358,7 @@ async fn ten_thousand_instances_are_told_in_few_messages_and_every_failure_soon(
             .await;
         assert!(appended.iter().all(Result::is_ok));
         for it in &told {
-            while it.sink.free_at() <= clock.now() {
+            while it.sink.free_in().is_zero() {
                 if drive(&clock, it.worker.step()).await.unwrap().lanes == 0 {
                     break;
                 }

@@ -333,3 +333,20 @@ fn collect(root: &Path, folder: &Path, files: &mut Vec<(String, String)>) -> io:
     files.sort();
     Ok(())
 }
+
+#[test]
+fn rule_of_keeping_that_reaches_for_an_engine_or_a_clock_is_found() {
+    let map = "//! floors from the ground up: [`clock`] · [`store`].";
+    for (text, finds) in [
+        ("use crate::clock::later;", 0),
+        ("use crate::store::rules::columns::nanos;", 0),
+        ("use crate::clock::Clock;", 1),
+        ("use crate::store::sqlite::X;", 1),
+        ("use crate::store::register::Take;", 1),
+        ("use tokio::sync::Mutex;", 1),
+    ] {
+        let file = ("src/store/rules/lease.rs".to_owned(), text.to_owned());
+        let found = findings(&floors(map), &[file]);
+        assert_eq!(found.len(), finds, "{text}: {found:?}");
+    }
+}

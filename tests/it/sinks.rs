@@ -17,7 +17,7 @@ use runbell::event::{EnvelopeKind, Event, Source};
 use runbell::render::{self, Lines, Notice, Plain, TemplateSettings, Texts};
 use runbell::retry::{Scope, Verdict};
 use runbell::sink::http::{Paces, Vendor};
-use runbell::sink::{Kind, Sink};
+use runbell::sink::{Kind, Permit, Sink};
 use serde_json::{Value, json};
 
 use crate::harness::app::{Runbell, Setup, until};
@@ -339,7 +339,9 @@ pub(crate) fn failed(instance: &str, document: &str) -> Notice {
 }
 
 pub(crate) async fn send(sink: &dyn Sink, notice: &Notice) -> Verdict {
-    let mut verdicts = sink.send(std::slice::from_ref(notice)).await;
+    let mut verdicts = sink
+        .send(std::slice::from_ref(notice), &Permit::always())
+        .await;
     assert_eq!(verdicts.len(), 1);
     verdicts.remove(0)
 }

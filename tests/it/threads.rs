@@ -10,18 +10,18 @@ use serde_json::{Value, json};
 use crate::sinks::{Asked, CASES, Case, Service, failed, open, send};
 
 /// A service that lets its messages be edited or answered: what it says, and how it is asked.
-struct Threaded {
-    case: &'static Case,
+pub(crate) struct Threaded {
+    pub(crate) case: &'static Case,
     /// What it calls the message that it was sent first.
-    message: &'static str,
+    pub(crate) message: &'static str,
     /// What it answers when that message is no more.
     gone: (u16, &'static str),
-    is_edit: fn(&Asked) -> bool,
+    pub(crate) is_edit: fn(&Asked) -> bool,
     /// What names the first message in an answer to it; nothing where it has no answers.
     answers: fn(&Value) -> Option<&Value>,
 }
 
-const THREADED: [Threaded; 3] = [
+pub(crate) const THREADED: [Threaded; 3] = [
     Threaded {
         case: &CASES[2],
         message: "C1:17.5",
@@ -60,7 +60,7 @@ const THREADED: [Threaded; 3] = [
     },
 ];
 
-fn digest(has_news: bool, thread: Option<&str>) -> Notice {
+pub(crate) fn digest(has_news: bool, thread: Option<&str>) -> Notice {
     let digest = Digest {
         succeeded: 3,
         failed: 1,

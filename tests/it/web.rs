@@ -198,6 +198,7 @@ async fn a_reload_puts_routes_in_force_or_changes_nothing() {
     );
     post("m-1", "InProgress").await;
     assert_eq!(runbell.lines("audit.jsonl", 1).await.len(), 1);
+    nothing_waits(&runbell).await;
     runbell.settings_become(|text| {
         text.replace(
             "nam = 'all'",
@@ -210,12 +211,66 @@ async fn a_reload_puts_routes_in_force_or_changes_nothing() {
     let lines = runbell.lines("audit.jsonl", 2).await;
     assert_eq!(lines[1]["route"], "failures");
     assert_eq!(lines[1]["status"], "Failed");
+    nothing_waits(&runbell).await;
     runbell.settings_become(|text| {
         text.replace("to = ['audit']", "to = ['more']") + "[sink.more]\ntype = 'stdout'\n"
     });
     let (status, said) = runbell.reload().await;
     assert_eq!(status, 500);
     assert!(said.contains("restart to add it"), "{said}");
+}
+
+/// All that was brought is settled, too.
+async fn nothing_waits(runbell: &Runbell) {
+    until("everything to be settled", async || {
+        let waiting = runbell.metric("runbell_waiting{sink=\"audit\"}").await;
+        (waiting < 1.0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn reload_that_would_break_the_order_of_what_waits_is_refused() {
+    let sns = Sns::start().await;
+    let setup = Setup {
+        routes: "[sink.audit]\ntype = 'file'\npath = 'audit.jsonl'\n\
+                 [[route]]\nname = 'all'\nto = ['audit']\norder = 'topic'\nhold = '1h'\n"
+            .to_owned(),
+        clock: Clock::by_hand(Clock::system().now()),
+        ..Setup::default()
+    };
+    let runbell = Runbell::start(&sns, setup).await;
+    let now = runbell.clock.now();
+    let body = sns.status("m-1", "i-1", "Success", now);
+    assert_eq!(runbell.post(body).await, 200);
+    for (from, to, says) in [
+        (
+            "order = 'topic'",
+            "order = 'command'",
+            "gets another order, and 1 deliveries",
+        ),
+        (
+            "name = 'all'",
+            "name = 'other'",
+            "is gone or has another name",
+        ),
+    ] {
+        runbell.settings_become(|text| text.replace(from, to));
+        let (status, said) = runbell.reload().await;
+        assert_eq!(status, 500);
+        assert!(said.contains(says), "{said}");
+        runbell.settings_become(|text| text.replace(to, from));
+    }
+    // Its start comes within the hold, and leaves before it.
+    let earlier = runbell::clock::earlier(now, Duration::from_secs(30));
+    let body = sns.status("m-0", "i-1", "InProgress", earlier);
+    assert_eq!(runbell.post(body).await, 200);
+    runbell.clock.advance(Duration::from_hours(2));
+    let lines = runbell.lines("audit.jsonl", 2).await;
+    assert_eq!(
+        [&lines[0]["status"], &lines[1]["status"]],
+        ["InProgress", "Success"]
+    );
 }
 
 #[tokio::test]
@@ -304,7 +359,7 @@ async fn the_admin_door_tells_health_readiness_and_metrics() {
         "runbell_waiting{sink=\"audit\"} 0",
         "runbell_oldest_waiting_seconds{",
         "runbell_lanes_rescued_total 0",
-        "runbell_breaker_open{sink=\"audit\"} 0",
+        "runbell_sink_backoff{sink=\"audit\"} 0",
         "runbell_lateness_seconds_count 0",
     ] {
         assert!(page.contains(name), "{name} in\n{page}");

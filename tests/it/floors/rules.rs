@@ -45,6 +45,12 @@ const ENVIRONMENT: [&[&str]; 4] = [
     &["env", "vars_os"],
 ];
 
+/// The rules of keeping, which are pure within a module that is not.
+const RULES: &str = "src/store/rules/";
+
+/// What a rule of keeping may not name besides what is impure.
+const OF_ENGINES: [&str; 4] = ["sqlite", "postgres", "copy", "register"];
+
 const NAME_IT: &str = "name the module in the head of src/lib.rs";
 const MOVE_DOWN: &str = "move the word that they share to a lower floor";
 const HAND_DOWN: &str = "say here what is needed, and let a caller above hand it down";
@@ -70,6 +76,9 @@ pub fn findings(floors: &[Vec<String>], files: &[(String, String)]) -> Vec<Strin
         for (line, path) in scan::paths(text, &home) {
             let place = format!("{file}:{line}: {module}");
             findings.extend(touches(module, &path).map(|what| format!("{place} {what}")));
+            if file.starts_with(RULES) {
+                findings.extend(rule_touches(&path).map(|what| format!("{place} {what}")));
+            }
             let [root, other, ..] = path.as_slice() else {
                 continue;
             };
@@ -114,6 +123,25 @@ fn touches(module: &str, path: &[String]) -> Option<String> {
     }
     (module != "config" && ENVIRONMENT.iter().any(within))
         .then(|| "reads the environment: only config may; take a setting".to_owned())
+}
+
+/// What is wrong with a rule of keeping that names `path`.
+fn rule_touches(path: &[String]) -> Option<String> {
+    let is_impure = IMPURE
+        .iter()
+        .any(|what| path.get(..what.len()).is_some_and(|start| start == *what));
+    let is_clock = path.iter().any(|part| part == "Clock");
+    let engine = OF_ENGINES.iter().find(|name| {
+        path.first().is_some_and(|root| root == "crate")
+            && path.get(2).is_some_and(|part| part == *name)
+    });
+    if is_impure || is_clock {
+        return Some(format!(
+            "is pure but names {}: {STAY_PURE}",
+            path.join("::")
+        ));
+    }
+    engine.map(|name| format!("is a rule but names {name}: {MOVE_DOWN}"))
 }
 
 /// The floor of `other`, when `module` may import from there.

@@ -2,6 +2,7 @@
 
 pub mod app;
 pub mod postgres;
+pub mod proxy;
 pub mod sns;
 pub mod store;
 pub mod street;

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use runbell::clock::Clock;
 use runbell::store::postgres::{Keeper, Postgres, Settings};
 use runbell::store::sqlite::{Sqlite, Writer};
-use runbell::store::{Opened, Store};
+use runbell::store::{Opened, Store, Terms};
 use tokio::task::JoinSet;
 
 use super::postgres::server;
@@ -24,6 +24,8 @@ pub struct TestStore {
     place: Place,
     open: Option<Open>,
     pub opened: Opened,
+    /// The wall clock that the store goes by.
+    pub clock: Clock,
 }
 
 enum Place {
@@ -58,47 +60,62 @@ macro_rules! on_both {
 impl TestStore {
     /// On the embedded engine.
     pub fn open() -> Self {
+        Self::open_at(standing())
+    }
+
+    /// On the embedded engine, by a clock of the test's.
+    pub fn open_at(clock: Clock) -> Self {
         let folder = folder();
-        let (store, writer, opened) = Sqlite::open(&folder.path().join("runbell.db")).unwrap();
+        let (open, opened) = open_sqlite(&folder.path().join("runbell.db"), &clock);
         Self {
             place: Place::Folder(folder),
-            open: Some(Open::Sqlite(Arc::new(store), write(writer))),
+            open: Some(open),
             opened,
+            clock,
         }
     }
 
     pub async fn open_on(on: On) -> Self {
+        Self::open_on_at(on, standing()).await
+    }
+
+    /// On either engine, by a clock of the test's.
+    pub async fn open_on_at(on: On, clock: Clock) -> Self {
         match on {
-            On::Sqlite => Self::open(),
+            On::Sqlite => Self::open_at(clock),
             On::Postgres => {
                 let schema = server().new_schema().await;
-                Self::open_schema(schema).await
+                let settings = server().settings(&schema, "test");
+                Self::open_with(&settings, schema, clock).await
             }
         }
     }
 
     /// One more replica, beside this one.
     pub async fn another(&self) -> Self {
-        Self::open_schema(self.schema().to_owned()).await
+        let schema = self.schema().to_owned();
+        let settings = server().settings(&schema, "test");
+        Self::open_with(&settings, schema, self.clock.clone()).await
     }
 
     /// On what is in a schema already.
     pub async fn open_schema(schema: String) -> Self {
         let settings = server().settings(&schema, "test");
-        Self::open_with(&settings, schema).await
+        Self::open_with(&settings, schema, standing()).await
     }
 
     /// On any server.
-    pub async fn open_with(settings: &Settings, schema: String) -> Self {
-        let (open, opened) = open_postgres(settings).await;
+    pub async fn open_with(settings: &Settings, schema: String, clock: Clock) -> Self {
+        let (open, opened) = open_postgres(settings, &clock).await;
         Self {
             place: Place::Schema(schema),
             open: Some(open),
             opened,
+            clock,
         }
     }
 
-    /// What the streets hold.
+    /// All contracts of the store.
     pub fn handle(&self) -> Arc<dyn Store> {
         match self.open.as_ref().unwrap() {
             Open::Sqlite(store, _) => store.clone(),
@@ -131,24 +148,33 @@ impl TestStore {
         }
     }
 
+    /// The number that a question beside the store is answered with.
+    pub async fn number(&self, sql: &str) -> i64 {
+        match &self.place {
+            Place::Folder(_) => rusqlite::Connection::open(self.path())
+                .unwrap()
+                .query_row(sql, [], |row| row.get(0))
+                .unwrap(),
+            Place::Schema(schema) => server().query(schema, sql).await[0].parse().unwrap(),
+        }
+    }
+
     /// Ends the writer, as an orderly stop or a crash between two transactions would, and starts
     /// anew. Handles that were given out must be gone.
     pub async fn reopen(&mut self) {
         self.stop().await;
-        let (open, opened) = match &self.place {
-            Place::Folder(_) => {
-                let (store, writer, opened) = Sqlite::open(&self.path()).unwrap();
-                (Open::Sqlite(Arc::new(store), write(writer)), opened)
-            }
-            Place::Schema(schema) => open_postgres(&server().settings(schema, "test")).await,
-        };
-        (self.open, self.opened) = (Some(open), opened);
+        self.start_again().await;
     }
 
-    /// Starts an embedded store that was stopped.
-    pub fn start_again(&mut self) {
-        let (store, writer, opened) = Sqlite::open(&self.path()).unwrap();
-        self.open = Some(Open::Sqlite(Arc::new(store), write(writer)));
+    /// Starts a store that was stopped.
+    pub async fn start_again(&mut self) {
+        let (open, opened) = match &self.place {
+            Place::Folder(_) => open_sqlite(&self.path(), &self.clock),
+            Place::Schema(schema) => {
+                open_postgres(&server().settings(schema, "test"), &self.clock).await
+            }
+        };
+        self.open = Some(open);
         self.opened = opened;
     }
 
@@ -175,12 +201,23 @@ fn write(writer: Writer) -> JoinHandle<()> {
         .unwrap()
 }
 
-async fn open_postgres(settings: &Settings) -> (Open, Opened) {
+/// A clock that stands until a test moves it: the tests say what time it is.
+fn standing() -> Clock {
+    Clock::by_hand("2026-11-23T10:00:00Z".parse().unwrap())
+}
+
+fn open_sqlite(path: &std::path::Path, clock: &Clock) -> (Open, Opened) {
+    let (store, writer, opened) = Sqlite::open(path, Terms::default(), clock).unwrap();
+    (Open::Sqlite(Arc::new(store), write(writer)), opened)
+}
+
+async fn open_postgres(settings: &Settings, clock: &Clock) -> (Open, Opened) {
     let (store, keeper, opened): (Postgres, Keeper, Opened) =
-        Postgres::open(settings).await.unwrap();
+        Postgres::open(settings, Terms::default(), clock)
+            .await
+            .unwrap();
     let mut task = JoinSet::new();
-    // By hand: the tests say what time it is.
-    task.spawn(keeper.run(Clock::by_hand(jiff::Timestamp::UNIX_EPOCH)));
+    task.spawn(keeper.run());
     (Open::Postgres(Arc::new(store), task), opened)
 }
 

@@ -16,7 +16,7 @@ use runbell::metrics::Metrics;
 use runbell::render::Notice;
 use runbell::retry::Verdict;
 use runbell::route::Routes;
-use runbell::sink::{Capacity, Sink};
+use runbell::sink::{Capacity, Permit, Sink};
 use runbell::store::Append;
 use runbell::wake::Wake;
 
@@ -90,7 +90,10 @@ impl Sink for Listener {
         }
     }
 
-    async fn send(&self, notices: &[Notice]) -> Vec<Verdict> {
+    async fn send(&self, notices: &[Notice], permit: &Permit) -> Vec<Verdict> {
+        if !permit.begin() {
+            return Vec::new();
+        }
         self.0.lock().unwrap().extend_from_slice(notices);
         vec![Verdict::Sent { remote_id: None }; notices.len()]
     }
@@ -110,7 +113,7 @@ impl Street {
     /// A street with one route of this `order` and `hold`.
     pub async fn open(on: On, order: &str, hold: &str) -> Self {
         let clock = Clock::by_hand("2026-11-23T10:00:10Z".parse().unwrap());
-        let store = TestStore::open_on(on).await;
+        let store = TestStore::open_on_at(on, clock.clone()).await;
         let text = format!("name = \"r\"\nto = [\"s\"]\norder = \"{order}\"\nhold = \"{hold}\"");
         let route = toml::from_str::<runbell::route::Settings>(&text)
             .unwrap()
@@ -119,7 +122,7 @@ impl Street {
         let routes = Arc::new(ArcSwap::from_pointee(Routes::new(vec![route])));
         let listener = Arc::new(Listener::default());
         let around = Surroundings {
-            store: store.handle(),
+            lanes: store.handle(),
             routes: Arc::clone(&routes),
             clock: clock.clone(),
             metrics: Arc::new(Metrics::new()),
@@ -163,11 +166,7 @@ impl Street {
             envelope: EnvelopeKind::Notification,
         });
         let owed = self.routes.load().owed(&event, None);
-        let append = Append {
-            event,
-            owed,
-            received_at: self.clock.now(),
-        };
+        let append = Append::new(event, owed, self.clock.now());
         self.store.handle().append(append).await.unwrap();
     }
 
@@ -186,6 +185,8 @@ impl Street {
     /// The worker looks until nothing more may go now; says what left, in order.
     pub async fn deliver(&self) -> Vec<Sent> {
         let mut sent = Vec::new();
+        // The clock was moved: a holder that gives no sign of life sends nothing.
+        self.store.handle().beat().await.unwrap();
         while self.worker.step().await.unwrap().lanes > 0 {
             let notices = std::mem::take(&mut *self.listener.0.lock().unwrap());
             let mut high = self.high.lock().unwrap();
