@@ -3,6 +3,7 @@
 import socket
 import time
 import urllib.request
+from datetime import datetime
 
 
 def free_port():
@@ -27,3 +28,18 @@ def get(url):
             return answer.read().decode()
     except OSError:
         return None
+
+
+def order_of(lines, key):
+    """How many lines stand below one of the same lane before them, and how many say so."""
+    high, below, late, silent = {}, 0, 0, []
+    for line in lines:
+        lane, at = key(line), datetime.fromisoformat(line["sort_time"])
+        is_late = "late" in line["marks"]
+        late += is_late
+        if lane in high and at < high[lane]:
+            below += 1
+            if not is_late:
+                silent.append(line)
+        high[lane] = max(at, high.get(lane, at))
+    return below, late, silent

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import boto3
 
-from common import free_port, get, wait
+from common import free_port, get, order_of, wait
 from relay import Relay
 
 INSTANCES = 200
@@ -167,21 +167,6 @@ def publish(localstack, topics, relay, runbell):
             )
             told[arn].add((message.get("instanceId"), status))
     return told
-
-
-def order_of(lines, key):
-    """How many lines stand below one of the same lane before them, and how many say so."""
-    high, below, late, silent = {}, 0, 0, []
-    for line in lines:
-        lane, at = key(line), datetime.fromisoformat(line["sort_time"])
-        is_late = "late" in line["marks"]
-        late += is_late
-        if lane in high and at < high[lane]:
-            below += 1
-            if not is_late:
-                silent.append(line)
-        high[lane] = max(at, high.get(lane, at))
-    return below, late, silent
 
 
 def check(runbell, told, relay):

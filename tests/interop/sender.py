@@ -43,8 +43,8 @@ class Sender:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         self.base = f"http://127.0.0.1:{server.server_address[1]}"
 
-    def post(self, url, message, subject="EC2 Run Command Notification eu-central-1"):
-        """Posts a message as SNS would; says the status of the answer."""
+    def sign(self, message, subject="EC2 Run Command Notification eu-central-1"):
+        """A message as SNS would post it: its id, the headers and the body."""
         moment = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
         signed = {
             "Message": message if isinstance(message, str) else json.dumps(message),
@@ -62,10 +62,14 @@ class Sender:
             "SigningCertURL": f"{self.base}/SimpleNotificationService-{'a' * 32}.pem",
             "UnsubscribeURL": f"{self.base}/?Action=Unsubscribe",
         }
-        request = urllib.request.Request(
-            url, json.dumps(envelope).encode(),
-            {"content-type": "text/plain; charset=UTF-8", "x-amz-sns-message-type": "Notification",
-             "x-amz-sns-topic-arn": TOPIC, "x-amz-sns-message-id": signed["MessageId"]},
-        )
-        with urllib.request.urlopen(request, timeout=15) as answer:
+        headers = {
+            "content-type": "text/plain; charset=UTF-8", "x-amz-sns-message-type": "Notification",
+            "x-amz-sns-topic-arn": TOPIC, "x-amz-sns-message-id": signed["MessageId"],
+        }
+        return signed["MessageId"], headers, json.dumps(envelope).encode()
+
+    def post(self, url, message):
+        """Posts a message as SNS would; says the status of the answer."""
+        _, headers, body = self.sign(message)
+        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=15) as answer:
             return answer.status
