@@ -201,7 +201,7 @@ impl Tables<'_, '_> {
                 "SELECT id, kind, number, route, epoch, high, not_before, fed, leased, first_key,
                    first_release
                  FROM lane WHERE sink = $1 AND due_at >= $2 AND due_at <= $3 AND (NOT leased OR $4)
-                 ORDER BY due_at LIMIT $5 FOR UPDATE SKIP LOCKED",
+                 ORDER BY due_at, id LIMIT $5 FOR UPDATE SKIP LOCKED",
                 &[
                     &asked.sink,
                     &asked.low,

@@ -126,7 +126,7 @@ CREATE TABLE lane (
   UNIQUE (kind, number, instance, route, sink),
   CHECK (NOT leased OR due_at IS NOT NULL)
 );
-CREATE INDEX lane_due ON lane (sink, due_at) WHERE due_at IS NOT NULL;
+CREATE INDEX lane_due ON lane (sink, due_at, id) WHERE due_at IS NOT NULL;
 
 -- Leases. Written by lease, removed by settle or recovery.
 CREATE TABLE lease (
