@@ -124,6 +124,9 @@ impl Worker {
     /// Delivers until `stop`, then finishes the calls under way and writes down what they did.
     pub async fn run(&self, stop: &CancellationToken) {
         let mut under_way = FuturesUnordered::new();
+        // At most one: the store is asked beside the calls under way. If they waited for a database
+        // that hangs, they would find their own time over, and what arrived would be sent again.
+        let mut turning = FuturesUnordered::new();
         // At most one: it goes on where it was broken off, so it may be dropped at any time.
         let mut handing_over = FuturesUnordered::new();
         let mut done = Vec::new();
@@ -133,34 +136,19 @@ impl Worker {
             let now = self.time.now();
             let free_at = later(now, self.sink.free_in());
             let limit = self.room(under_way.len());
-            let may_lease = limit > 0 && !stop.is_cancelled();
-            if may_lease && look_at.max(not_before).max(free_at) <= now {
-                match self.turn(std::mem::take(&mut done), limit).await {
-                    Ok(leased) => {
-                        let now = self.time.now();
-                        let many = leased.deliveries();
-                        (look_at, not_before) = if many > 0 {
-                            (Timestamp::MIN, Timestamp::MIN)
-                        } else {
-                            let longest = later(now, LONGEST_SLEEP);
-                            let next = leased.next_due.map_or(longest, |due| due.min(longest));
-                            (next, later(now, SHORTEST_TURN))
-                        };
-                        if (1..limit).contains(&many) {
-                            not_before = later(now, SHORTEST_TURN);
-                        }
-                        if handing_over.is_empty() && self.is_to_hand_over(leased.failing_since) {
-                            handing_over.push(self.hand_over());
-                        }
-                        let loads = self.loads(leased.lanes);
-                        under_way.extend(loads.into_iter().map(|load| self.carry(load)));
-                    }
-                    Err(error) => {
-                        self.complain("cannot lease", &error);
-                        not_before = later(self.time.now(), STORE_TROUBLE);
-                    }
+            let can_lease = limit > 0 && !stop.is_cancelled();
+            let is_owed = !done.is_empty();
+            if turning.is_empty() && not_before <= now {
+                let limit = if can_lease && free_at <= now {
+                    limit
+                } else {
+                    0
+                };
+                // Results share a commit with the next lease, and wait for none that may not follow.
+                if is_owed || (limit > 0 && look_at <= now) {
+                    let done = std::mem::take(&mut done);
+                    turning.push(async move { (limit, self.turn(done, limit).await) });
                 }
-                continue;
             }
             tokio::select! {
                 // Results first: the next turn writes them down, and makes room.
@@ -169,14 +157,44 @@ impl Worker {
                     done.extend(settlements);
                     look_at = Timestamp::MIN;
                 }
+                Some((limit, turned)) = turning.next() => match turned {
+                    Ok(_) if limit == 0 => {}
+                    Ok(mut leased) => {
+                        let (now, many) = (self.time.now(), leased.deliveries());
+                        not_before = if many < limit { later(now, SHORTEST_TURN) } else { now };
+                        look_at = if many > 0 || !done.is_empty() {
+                            Timestamp::MIN
+                        } else {
+                            let longest = later(now, LONGEST_SLEEP);
+                            leased.next_due.map_or(longest, |due| due.min(longest))
+                        };
+                        if handing_over.is_empty() && self.is_to_hand_over(leased.failing_since) {
+                            handing_over.push(self.hand_over());
+                        }
+                        // Something may have failed meanwhile, or all come to its end: what is dropped
+                        // here is given back.
+                        let is_over = stop.is_cancelled();
+                        let room = if is_over { 0 } else { self.room(under_way.len()) };
+                        leased.lanes.truncate(room);
+                        let loads = self.loads(leased.lanes);
+                        under_way.extend(loads.into_iter().map(|load| self.carry(load)));
+                    }
+                    Err(error) => {
+                        self.complain("cannot lease", &error);
+                        not_before = later(self.time.now(), STORE_TROUBLE);
+                    }
+                },
                 Some(()) = handing_over.next() => {}
                 // Nothing is given up that may still be told; nothing new is begun.
-                () = stop.cancelled(), if under_way.is_empty() => break,
+                () = stop.cancelled(), if under_way.is_empty() && turning.is_empty() => break,
                 // A hint, a due time, or the next look, but never before the sink can take more.
                 () = async {
-                    self.wake.wait(&self.time, Some(look_at)).await;
-                    self.time.sleep_until(not_before.max(free_at)).await;
-                }, if may_lease => look_at = Timestamp::MIN,
+                    if !is_owed {
+                        self.wake.wait(&self.time, Some(look_at)).await;
+                        self.time.sleep_until(free_at).await;
+                    }
+                    self.time.sleep_until(not_before).await;
+                }, if turning.is_empty() && (is_owed || can_lease) => look_at = Timestamp::MIN,
             }
         }
         self.keep(done).await;
@@ -222,13 +240,17 @@ impl Worker {
 
     /// Writes down what was done and leases up to `limit` deliveries. The store is asked for both at
     /// once, so that they may share one commit, unless something could not be written before: then
-    /// nothing more is leased until it is.
+    /// nothing more is leased until it is. Without a limit nothing is leased.
     async fn turn(&self, done: Vec<Settlement>, limit: usize) -> Result<Leased, StoreError> {
-        if self.keep(done).await {
+        if self.keep(done).await || limit == 0 {
             self.write_off().await?;
+        }
+        if limit == 0 {
+            return Ok(Leased::default());
         }
         // Before the store is asked: an append from here on rings again.
         self.wake.clear();
+        let was_failing = self.is_failing.load(Ordering::Relaxed);
         let (settled, leased) = {
             let mut unsettled = self.unsettled.lock().await;
             if !unsettled.is_empty() {
@@ -250,8 +272,14 @@ impl Worker {
             );
         }
         if let Ok(leased) = &leased {
+            // Whatever a call has found out since then is newer.
             let is_failing = leased.failing_since.is_some();
-            self.is_failing.store(is_failing, Ordering::Relaxed);
+            let _ = self.is_failing.compare_exchange(
+                was_failing,
+                is_failing,
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            );
         }
         leased
     }

@@ -79,7 +79,7 @@ impl Worker {
         let failure = || Failure {
             since: next.history.failing_since,
             progress: progress.clone(),
-            may_have_arrived: marks.possible_repeat,
+            may_have_arrived: verdict.may_have_arrived(),
         };
         // A delivery that goes alone had no turn to lose, and takes none from others.
         let steps_aside = going.alone && next.sink_backs_off_until.is_none();

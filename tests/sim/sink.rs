@@ -15,6 +15,9 @@ use crate::world::{Planted, World};
 /// How long a service is waited for.
 pub const TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a call may be held up by what else its process does.
+const HELD_UP: Duration = Duration::from_secs(1);
+
 /// A sink of the simulator.
 pub struct SimSink {
     plan: SinkPlan,
@@ -86,7 +89,21 @@ impl SimSink {
         if is_slow {
             self.world.inject("sink waits before the bytes");
         }
+        self.waits(time).await;
+    }
+
+    /// Waits as a client waits for a service. Nobody may hold it up: a real client would find its own
+    /// time over, and take for unknown what was answered long ago.
+    async fn waits(&self, time: Duration) {
+        let until = self.world.clock.boot() + time;
         self.world.sleep(time).await;
+        let late = self.world.clock.boot().saturating_sub(until);
+        let was_paused = self.world.state().injected.contains_key("pause");
+        if late > HELD_UP && !was_paused {
+            let name = &self.plan.name;
+            self.world
+                .accuse(format!("a call to {name} was held up for {late:?}"));
+        }
     }
 
     fn take(&self, notice: &Notice) {
@@ -124,8 +141,8 @@ impl SimSink {
         }
         self.take(notice);
         match fate {
-            Fate::TakenHangs => self.world.sleep(TIMEOUT).await,
-            _ => self.world.sleep(self.millis(0..200)).await,
+            Fate::TakenHangs => self.waits(TIMEOUT).await,
+            _ => self.waits(self.millis(0..200)).await,
         }
         Some(if fate == Fate::Taken {
             let remote_id = Some(format!("remote-{}", notice.id));
@@ -139,11 +156,11 @@ impl SimSink {
         let why = "a fault was injected".to_owned();
         let (after, scope) = match fate {
             Fate::LostHangs => {
-                self.world.sleep(TIMEOUT).await;
+                self.waits(TIMEOUT).await;
                 return unknown();
             }
             Fate::Refused => {
-                self.world.sleep(self.millis(0..200)).await;
+                self.waits(self.millis(0..200)).await;
                 return Verdict::Refused {
                     why,
                     content: false,
@@ -152,7 +169,7 @@ impl SimSink {
             Fate::Rated => (Some(self.millis(1000..15_000)), Scope::Sink),
             _ => (None, Scope::Notice),
         };
-        self.world.sleep(self.millis(0..200)).await;
+        self.waits(self.millis(0..200)).await;
         Verdict::Retry {
             why,
             after,

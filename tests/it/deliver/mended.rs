@@ -1,5 +1,7 @@
 //! Faults of the deliver path that were mended, each played once more.
 
+use tokio::sync::watch;
+
 use super::*;
 
 #[tokio::test]
@@ -71,4 +73,55 @@ async fn clock_set_back_holds_no_worker_up() {
     };
     tokio::join!(running, watching);
     assert_eq!(place.seen().len(), 3);
+}
+
+/// Answers so many notices, in the order in which they came, as it is let.
+struct Held {
+    came: AtomicUsize,
+    answered: watch::Sender<usize>,
+}
+
+#[async_trait]
+impl Sink for Held {
+    fn capacity(&self) -> Capacity {
+        Capacity {
+            per_send: 1,
+            at_once: 2,
+        }
+    }
+
+    async fn send(&self, _: &[Notice], permit: &Permit) -> Vec<Verdict> {
+        assert!(permit.begin());
+        let number = self.came.fetch_add(1, Ordering::Relaxed);
+        let mut answered = self.answered.subscribe();
+        answered.wait_for(|count| *count > number).await.unwrap();
+        vec![Verdict::Sent { remote_id: None }]
+    }
+}
+
+#[tokio::test]
+async fn result_is_recorded_though_another_call_hangs_until_the_end() {
+    let mut place = Place::open(Clock::system(), []);
+    let sink = Arc::new(Held {
+        came: AtomicUsize::default(),
+        answered: watch::Sender::new(0),
+    });
+    let around = around(&place.store, &place.clock);
+    place.worker = Worker::new("s", sink.clone(), Wake::default(), around);
+    place.arrive(2, LaneKey::Instance).await;
+    let sent = async || place.store.handle().tally().await.unwrap()[0].sent;
+    let stop = CancellationToken::new();
+    let watching = async {
+        while sink.came.load(Ordering::Relaxed) < 2 {
+            tokio::task::yield_now().await;
+        }
+        stop.cancel();
+        sink.answered.send_replace(1);
+        while sent().await < 1 {
+            tokio::task::yield_now().await;
+        }
+        sink.answered.send_replace(2);
+    };
+    tokio::join!(place.worker.run(&stop), watching);
+    assert_eq!(sent().await, 2);
 }
