@@ -4,7 +4,7 @@
 //! that is dropped on the way, by an error or a cancelled task, is given back at the next sign of
 //! life. Nothing a caller does or leaves undone can make a lane stand still.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -58,7 +58,7 @@ pub struct Waiting {
     pub resent: bool,
     /// An earlier try may have reached the sink.
     pub possible_repeat: bool,
-    /// If so, the greatest key that had been sent before that try.
+    /// If so, the greatest key that the lane had sent when that became possible.
     pub high_then: Option<SortKey>,
     /// The sink that it was owed to first, which could not bring it.
     pub instead_of: Option<String>,
@@ -74,12 +74,10 @@ pub struct Waiting {
 
 impl Waiting {
     /// The watermark that it is held against, in a lane with this one. A possible repeat may have
-    /// raised the lane's itself, so for it the one from before its first try counts. One that another
-    /// sink tried is held against the lane's: here nothing of it was tried before.
+    /// raised the lane's itself, so for it the one of when it became one counts.
     #[must_use]
     pub fn high<'h>(&'h self, lane: Option<&'h SortKey>) -> Option<&'h SortKey> {
-        let was_tried_elsewhere = self.instead_of.is_some() && self.high_then.is_none();
-        if self.possible_repeat && !was_tried_elsewhere {
+        if self.possible_repeat {
             self.high_then.as_ref()
         } else {
             lane
@@ -197,6 +195,7 @@ impl Lease {
             results,
             at,
             not_before,
+            refused_since: OnceLock::new(),
         }))
     }
 }
@@ -214,6 +213,8 @@ pub(super) struct Ended {
     /// When the lane had its turn, in logical time.
     pub(super) at: Timestamp,
     pub(super) not_before: Option<Timestamp>,
+    /// When the store first refused it as it is, in boot time.
+    refused_since: OnceLock<Duration>,
 }
 
 impl Settlement {
@@ -243,40 +244,42 @@ impl Settlement {
 
     /// The same settlement without what others wrote: answers, progress, names of messages.
     pub(super) fn without_texts(&self) -> Self {
-        self.with(|settled| {
-            let ending = match &settled.ending {
-                Ending::Sent { .. } => Ending::SENT,
-                Ending::Retry(failure) => Ending::Retry(failure.without_text()),
-                Ending::Parked { again_at, failure } => Ending::Parked {
-                    again_at: *again_at,
-                    failure: failure.without_text(),
-                },
-                other => other.clone(),
-            };
-            (ending, None)
-        })
-    }
-
-    /// The same lane, given up: each of its deliveries becomes a dead letter that says why.
-    pub(super) fn given_up(&self) -> Self {
-        let why = "the store could not keep what became of it";
-        self.with(|_| (Ending::Dead, Some(why.to_owned())))
-    }
-
-    fn with(&self, change: impl Fn(&Settled) -> (Ending, Option<String>)) -> Self {
-        let results = self.0.results.iter().map(|settled| {
-            let (ending, answer) = change(settled);
-            Settled {
-                ending,
-                answer,
-                ..settled.clone()
-            }
+        let bare = self.0.results.iter().map(|settled| Settled {
+            ending: settled.ending.without_text(),
+            answer: None,
+            ..settled.clone()
         });
+        self.with_results(bare.collect())
+    }
+
+    /// The same settlement with some of its results given up, by their places: each of these
+    /// deliveries becomes a dead letter that says why. The others lose their texts.
+    pub(super) fn given_up(&self, is_given_up: impl Fn(usize) -> bool) -> Self {
+        let bare = self.without_texts();
+        let mut results = bare.0.results.clone();
+        for (_, it) in results
+            .iter_mut()
+            .enumerate()
+            .filter(|(at, _)| is_given_up(*at))
+        {
+            it.answer = Some(it.ending.unkept().to_owned());
+            it.ending = Ending::Dead;
+        }
+        self.with_results(results)
+    }
+
+    /// Since when the store has refused this settlement, in boot time: since now if it never did.
+    pub(super) fn refused_since(&self, boot: Duration) -> Duration {
+        *self.0.refused_since.get_or_init(|| boot)
+    }
+
+    fn with_results(&self, results: Vec<Settled>) -> Self {
         Self(Arc::new(Ended {
             lease: Arc::clone(&self.0.lease),
-            results: results.collect(),
+            results,
             at: self.0.at,
             not_before: self.0.not_before,
+            refused_since: OnceLock::new(),
         }))
     }
 
@@ -394,6 +397,28 @@ impl Ending {
         match self {
             Self::Retry(failure) | Self::Parked { failure, .. } => Some(failure),
             _ => None,
+        }
+    }
+
+    /// The same without what others wrote.
+    fn without_text(&self) -> Self {
+        match self {
+            Self::Sent { .. } => Self::SENT,
+            Self::Retry(failure) => Self::Retry(failure.without_text()),
+            Self::Parked { again_at, failure } => Self::Parked {
+                again_at: *again_at,
+                failure: failure.without_text(),
+            },
+            other => other.clone(),
+        }
+    }
+
+    /// Says in a dead letter that the store could not keep this. To send again what was sent is a
+    /// repeat, so whoever decides on that is told.
+    const fn unkept(&self) -> &'static str {
+        match self {
+            Self::Sent { .. } => "the sink took it, and the store could not keep that",
+            _ => "the store could not keep what became of it",
         }
     }
 }

@@ -280,7 +280,7 @@ impl Lanes for Postgres {
 
     async fn settle(&self, settlements: Vec<Settlement>) -> Result<(), StoreError> {
         let write = |some: Vec<Settlement>| async move { self.settle_all(&some).await }.boxed();
-        settle_each(settlements, write).await
+        settle_each(settlements, self.shared.own.clock.boot(), write).await
     }
 
     async fn settle_and_lease(

@@ -464,7 +464,8 @@ impl Lanes for Sqlite {
     }
 
     async fn settle(&self, settlements: Vec<Settlement>) -> Result<(), StoreError> {
-        settle_each(settlements, |some| self.settle_all(some).boxed()).await
+        let boot = self.own.clock.boot();
+        settle_each(settlements, boot, |some| self.settle_all(some).boxed()).await
     }
 
     async fn divert(&self, sink: &str, to: &str, _now: Timestamp) -> Result<u64, StoreError> {

@@ -1,6 +1,9 @@
 //! Ends of leases that are out of the ordinary: results that cannot be kept, marks after a crash, marks
 //! that go along to a fallback.
 
+use runbell::delivery::Marks;
+
+use super::mended::ended;
 use super::*;
 
 /// Refuses history lines that a condition is true of, as a constraint that nobody thought of would.
@@ -53,11 +56,18 @@ async fn result_that_can_never_be_kept_becomes_a_dead_letter_that_says_so(on: On
     let id = arrives(&*store, event("m-1", "i-1", "Success", 1), 1).await;
     let lanes = lease(&*store, 6).await;
     let sent = settled(one(lanes), &Outcome::Sent, 6);
+    // The reason may go away, and what was sent is not given up at once.
+    for _ in 0..9 {
+        let refused = store.settle(vec![sent.clone()]).await;
+        assert!(matches!(refused, Err(StoreError::Data(_))), "{refused:?}");
+        assert!(store.dead(DeadSelection::All, 9).await.unwrap().is_empty());
+    }
+    place.clock.advance(Duration::from_secs(10));
     store.settle(vec![sent]).await.unwrap();
     let dead = store.dead(DeadSelection::All, 9).await.unwrap();
     assert_eq!((dead.len(), dead[0].event.id), (1, id));
     let why = dead[0].answer.as_deref().unwrap();
-    assert!(why.contains("could not keep what became of it"), "{why}");
+    assert_eq!(why, "the sink took it, and the store could not keep that");
     assert_sound(&*store).await;
 }
 
@@ -145,7 +155,88 @@ async fn sqlite_writes_nothing_while_nothing_happens() {
     assert_eq!(version(), before);
 }
 
+async fn result_that_can_never_be_kept_costs_none_beside_it(on: On) {
+    let place = TestStore::open_on(on).await;
+    let store = place.handle();
+    let mut ids = Vec::new();
+    for number in 1..=3 {
+        let event = event(&format!("m-{number}"), "i-1", "Success", number);
+        ids.push(arrives(&*store, event, 3).await);
+    }
+    let bad = format!("NEW.event = {} AND NEW.result = 'sent'", ids[1].0);
+    refuse_outcomes(&place, &bad, &bad).await;
+    let sent = settled(one(lease(&*store, 9).await), &Outcome::Sent, 9);
+    store.settle(vec![sent.clone()]).await.unwrap_err();
+    place.clock.advance(Duration::from_secs(10));
+    store.settle(vec![sent]).await.unwrap();
+    let dead = store.dead(DeadSelection::All, 9).await.unwrap();
+    assert_eq!((dead.len(), dead[0].event.id), (1, ids[1]));
+    let tally = &store.tally().await.unwrap()[0];
+    assert_eq!((tally.sent, tally.waiting), (2, 0));
+    assert_sound(&*store).await;
+}
+
+async fn digest_that_tells_of_a_possible_repeat_is_one(on: On) {
+    let store = TestStore::open_on(on).await;
+    let store = store.handle();
+    let arrive = async |number: i64| {
+        let event = event(&format!("m-{number}"), "i-1", "Failed", number);
+        let owed = vec![owed(&event, "s", LaneKey::Digest, 0)];
+        stored(&*store, event, owed, number).await;
+    };
+    arrive(1).await;
+    arrive(2).await;
+    let unheard = Ending::Retry(Failure {
+        may_have_arrived: true,
+        ..Failure::default()
+    });
+    let lane = one(lease(&*store, 10).await);
+    let tried = ended(lane, &unheard, &Marks::default(), 10);
+    store.settle(vec![tried]).await.unwrap();
+    assert_eq!(store.divert("s", "t", at(11)).await.unwrap(), 2);
+    // The next of the same command follows by itself, behind them.
+    arrive(3).await;
+    let lane = one(lease(&*store, 20).await);
+    let over = Ending::Diverted { to: "t".to_owned() };
+    let over = ended(lane, &over, &Marks::default(), 20);
+    store.settle(vec![over]).await.unwrap();
+    let there = one(store.lease("t", at(21), 9).await.unwrap().lanes);
+    let told = there.waiting.iter().map(|it| it.possible_repeat);
+    assert_eq!(told.collect::<Vec<_>>(), [true]);
+}
+
+async fn delivery_handed_over_is_not_late_for_itself_after_a_crash(on: On) {
+    let mut place = TestStore::open_on(on).await;
+    {
+        let store = place.handle();
+        for number in 1..=2 {
+            let event = event(&format!("m-{number}"), "i-1", "Success", number);
+            arrives(&*store, event, 2).await;
+        }
+        let lane = one(lease(&*store, 10).await);
+        assert!(Lease::permission(&[&lane.lease])());
+    }
+    place.reopen().await;
+    {
+        let store = place.handle();
+        assert_eq!(store.divert("s", "t", at(11)).await.unwrap(), 2);
+        let there = one(store.lease("t", at(12), 9).await.unwrap().lanes);
+        assert!(Lease::permission(&[&there.lease])());
+    }
+    place.reopen().await;
+    let store = place.handle();
+    let there = one(store.lease("t", at(50), 9).await.unwrap().lanes);
+    let is_late = there.waiting.iter().map(|it| {
+        let high = it.high(there.high.as_ref());
+        (it.possible_repeat, high.is_some_and(|high| it.key < *high))
+    });
+    assert_eq!(is_late.collect::<Vec<_>>(), [(true, false); 2]);
+}
+
 on_both! {
+    result_that_can_never_be_kept_costs_none_beside_it,
+    digest_that_tells_of_a_possible_repeat_is_one,
+    delivery_handed_over_is_not_late_for_itself_after_a_crash,
     result_that_cannot_be_kept_is_kept_without_its_texts,
     result_that_can_never_be_kept_becomes_a_dead_letter_that_says_so,
     digest_that_may_have_arrived_before_a_crash_says_so_whatever_came_since,

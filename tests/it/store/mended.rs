@@ -64,7 +64,7 @@ async fn mark_of_a_possible_repeat_goes_along_to_a_fallback(on: On) {
         let lane = one(store.lease("t", at(4), 9).await.unwrap().lanes);
         let waiting = &lane.waiting[0];
         assert!(waiting.possible_repeat, "by settlement: {by_settlement}");
-        // The watermark of before the first try is of the lane of `s`: `t` was told of nothing yet.
+        // The watermark of when it came: `t` was told of nothing yet.
         assert_eq!(waiting.high_then, None);
     }
 }
