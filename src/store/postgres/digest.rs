@@ -48,9 +48,10 @@ impl Tables<'_, '_> {
         {
             last = self.last_of_batch(due, i64::MAX).await?;
         }
-        let Some(last) = last else {
+        let Some(mut last) = last else {
             return Ok(None);
         };
+        last.0.possible_repeat |= self.holds_a_repeat(due, &last.0).await?;
         let taken = self.choose(vec![last], due, asked.sink, room).await?;
         if taken.iter().any(|(_, event)| event.is_none()) {
             // It can tell nothing, and costs itself alone; the next look finds another last.
@@ -106,6 +107,17 @@ impl Tables<'_, '_> {
             )
             .await?;
         row.as_ref().map(waiting_of).transpose()
+    }
+
+    /// Whether some row that the last one stands for may be a repeat: then the notice may be one.
+    async fn holds_a_repeat(&self, due: &Bounded, last: &RawWaiting) -> Result<bool, Error> {
+        self.query_one(
+            "SELECT EXISTS (SELECT 1 FROM waiting WHERE lane = $1 AND NOT alone
+               AND sort_key >= $2 AND sort_key < $3 AND possible_repeat)",
+            &[&due.due.lane, &due.first_key, &last.key.as_bytes()],
+        )
+        .await?
+        .try_get(0)
     }
 
     /// Whether the lane is going to tell the summary by itself, when that has gathered others.

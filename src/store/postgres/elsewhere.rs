@@ -120,7 +120,8 @@ impl Tables<'_, '_> {
             return Ok(());
         }
         self.execute(
-            "UPDATE waiting SET possible_repeat = true
+            "UPDATE waiting SET possible_repeat = true,
+               high_then = CASE WHEN possible_repeat THEN high_then ELSE lane.high END
              FROM unnest($1::bytea[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bytea[],
                $6::bigint[]) AS it (sort_key, event, kind, number, instance, route)
              JOIN lane ON lane.kind = it.kind AND lane.number = it.number

@@ -117,8 +117,8 @@ impl Tables<'_, '_> {
     }
 
     /// Makes rows that were taken out wait for other sinks, in the same place of the same lane, with
-    /// their marks. An event that such a sink was told of already is not told again. The watermark
-    /// that they were held against stays behind: it is not of that sink.
+    /// their marks. An event that such a sink was told of already is not told again. What may be a
+    /// repeat there is held against the watermark of there.
     pub(super) async fn hand_over(&mut self, over: &[Over<'_>]) -> Result<(), Error> {
         if over.is_empty() {
             return Ok(());
@@ -126,9 +126,11 @@ impl Tables<'_, '_> {
         let rows = self
             .query(
                 "INSERT INTO waiting (lane, sort_key, event, bytes, fed, release_at, alone, resent,
-                   instead_of, possible_repeat, tries)
+                   instead_of, possible_repeat, high_then, tries)
                  SELECT lane, sort_key, event, bytes, fed, release_at, alone, resent, instead_of,
-                   possible_repeat, tries
+                   possible_repeat,
+                   CASE WHEN possible_repeat THEN (SELECT high FROM lane WHERE id = it.lane) END,
+                   tries
                  FROM unnest($1::bigint[], $2::bytea[], $3::bigint[], $4::bigint[], $5::bigint[],
                    $6::bigint[], $7::boolean[], $8::boolean[], $9::bigint[], $10::boolean[],
                    $11::bigint[], $12::bigint[]) AS it (lane, sort_key, event, bytes,

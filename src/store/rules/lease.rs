@@ -46,11 +46,10 @@ pub(in crate::store) struct RawWaiting {
 }
 
 impl RawWaiting {
-    /// The watermark that it is held against: a possible repeat against that of before its first
-    /// try, since it may itself have raised the lane's. One that another sink tried has no such.
+    /// The watermark that it is held against: a possible repeat against that of when it became one,
+    /// since it may itself have raised the lane's.
     pub(in crate::store) fn is_below<'h>(&'h self, lane: Option<&'h SortKey>) -> bool {
-        let was_tried_elsewhere = self.instead_of.0.is_some() && self.high_then.is_none();
-        let high = if self.possible_repeat && !was_tried_elsewhere {
+        let high = if self.possible_repeat {
             self.high_then.as_ref()
         } else {
             lane

@@ -45,9 +45,10 @@ impl Tables<'_> {
         if last.is_none() && digest.is_over() && !self.waits(due.lane, summary.as_ref())? {
             last = self.last_of_batch(due, i64::MAX)?;
         }
-        let Some(last) = last else {
+        let Some(mut last) = last else {
             return Ok(Batch::plain(Vec::new()));
         };
+        last.possible_repeat |= self.holds_a_repeat(due, &last)?;
         let taken = self.with_events(vec![last], due, sink, room)?;
         if taken.iter().any(|(_, event)| event.is_none()) {
             // It can tell nothing, and costs itself alone; the next look finds another last.
@@ -78,6 +79,16 @@ impl Tables<'_> {
             ))?
             .query_row(params![due.lane, now], raw_waiting)
             .optional()
+    }
+
+    /// Whether some row that the last one stands for may be a repeat: then the notice may be one.
+    fn holds_a_repeat(&self, due: &Due, last: &RawWaiting) -> rusqlite::Result<bool> {
+        self.connection
+            .prepare_cached(
+                "SELECT EXISTS (SELECT 1 FROM waiting WHERE lane = ?1 AND alone = 0
+                   AND sort_key < ?2 AND possible_repeat)",
+            )?
+            .query_row(params![due.lane, last.key.as_bytes()], |row| row.get(0))
     }
 
     /// Whether the lane is going to tell the summary by itself, when that has gathered others.

@@ -258,14 +258,15 @@ impl Tables<'_> {
         let at = lane.map_or(own, LaneRow::columns);
         self.connection
             .prepare_cached(
-                "UPDATE waiting SET possible_repeat = 1
-                 WHERE sort_key = ?1 AND instead_of IS NOT NULL AND lane IN (SELECT id FROM lane
-                   WHERE kind = ?3 AND number = ?4 AND instance = ?5 AND route = ?6
-                     AND sink <> ?2)",
+                "UPDATE waiting SET possible_repeat = 1, high_then = CASE WHEN possible_repeat
+                     THEN high_then ELSE (SELECT high FROM lane WHERE id = waiting.lane) END
+                 WHERE sort_key = ?1 AND event = ?2 AND instead_of IS NOT NULL
+                   AND lane IN (SELECT id FROM lane
+                     WHERE kind = ?3 AND number = ?4 AND instance = ?5 AND route = ?6)",
             )?
             .execute(params![
                 settled.key.as_bytes(),
-                sink,
+                event,
                 at.kind,
                 at.number,
                 at.instance,
@@ -320,8 +321,10 @@ impl Tables<'_> {
                 .connection
                 .prepare_cached(
                     "INSERT INTO waiting (lane, sort_key, event, fed, release_at, alone, resent,
-                       instead_of, possible_repeat, tries)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) ON CONFLICT DO NOTHING",
+                       instead_of, possible_repeat, high_then, tries)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9,
+                       CASE WHEN ?9 THEN (SELECT high FROM lane WHERE id = ?1) END, ?10)
+                     ON CONFLICT DO NOTHING",
                 )?
                 .execute(params![
                     there,

@@ -126,7 +126,10 @@ impl State {
         let handed_out: Vec<SortKey> = goes.iter().map(|(key, _)| key.clone()).collect();
         goes.sort_by(|one, other| one.0.cmp(&other.0));
         if is_batch {
+            // A notice that tells of several may be a repeat when one of them may.
+            let may_repeat = goes.iter().any(|(_, row)| row.possible_repeat);
             goes = goes.split_off(goes.len() - 1);
+            goes[0].1.possible_repeat |= may_repeat;
         }
         let alone_upto = goes.iter().map(|(_, row)| row).filter(|row| row.alone);
         let alone_upto = alone_upto.map(|row| row.release_at).max();
@@ -212,7 +215,9 @@ impl State {
         }
         let in_turn: Vec<_> = rows().filter(|(_, row)| !row.alone).collect();
         // What was tried before is tried again as it was, whatever came meanwhile.
-        let tried = in_turn.iter().rposition(|(_, row)| row.tries > 0);
+        let tried = in_turn
+            .iter()
+            .rposition(|(_, row)| row.tries > 0 || row.possible_repeat);
         let released = in_turn.iter().rposition(|(_, row)| row.release_at <= now);
         let (digest, summary, _) = self.standing(command, place);
         let tells_it = |row: &Row| Some(row.event) == summary;

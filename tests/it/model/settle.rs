@@ -85,7 +85,10 @@ impl State {
         }
         // A row that was put there by hand since the lease is another.
         let is_meant = |row: &Row| row.fed <= fed;
-        if !lane.rows.get(&it.key).is_some_and(is_meant) {
+        let is_there = lane.rows.get(&it.key).is_some_and(is_meant);
+        // A digest that was told told of all its members, whoever took out the last meanwhile.
+        let told_all = given.is_batch && matches!(it.ending, Ending::Sent { .. });
+        if !is_there && !told_all {
             return false;
         }
         let is_member =
@@ -96,7 +99,7 @@ impl State {
             .filter(is_member)
             .map(|(key, _)| key.clone());
         let mut all: Vec<SortKey> = members.filter(|_| given.is_batch).collect();
-        all.push(it.key.clone());
+        all.extend(is_there.then(|| it.key.clone()));
         for key in all {
             let mut row = self
                 .lanes
@@ -135,7 +138,7 @@ impl State {
             let thread = self.threads.entry(name).or_default();
             *thread = (message.clone(), thread.1.max(given.troubles));
         }
-        true
+        is_there
     }
 
     /// Ends a row that was taken out.
@@ -185,6 +188,8 @@ impl State {
             instead_of: row.instead_of.or(Some(from.sink.clone())),
             failing_since: None,
             progress: None,
+            // It is held against the watermark of where it goes.
+            high_then: lane.high.clone().filter(|_| row.possible_repeat),
             ..row
         };
         let is_new = !lane.rows.contains_key(key);
@@ -220,8 +225,10 @@ impl State {
         for (at, lane) in &mut self.lanes {
             let is_same = at.of == place.of && at.route == *route;
             let row = lane.rows.get_mut(&it.key).filter(|_| is_same);
-            if let Some(row) = row.filter(|row| row.instead_of.as_ref() == Some(sink)) {
+            let is_meant = |row: &&mut Row| row.event == it.event && row.instead_of.is_some();
+            if let Some(row) = row.filter(is_meant).filter(|row| !row.possible_repeat) {
                 row.possible_repeat = true;
+                row.high_then.clone_from(&lane.high);
             }
         }
     }
