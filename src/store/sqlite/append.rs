@@ -13,6 +13,16 @@ use crate::store::rules::hold::Times;
 use crate::store::rules::step::{KIND_OWN, LaneColumns, Step, Stored, Told, contradicts};
 use crate::store::{Append, Appended, EventId};
 
+/// A lane into which a delivery is put.
+struct Entered {
+    lane: i64,
+    early: bool,
+    leased: bool,
+    due_at: i64,
+    /// How many were put there, with this one.
+    fed: i64,
+}
+
 impl Tables<'_> {
     /// Keeps an event and what is owed for it, unless this very notification is stored.
     pub(super) fn append(&mut self, append: &Append) -> rusqlite::Result<Appended> {
@@ -111,41 +121,13 @@ impl Tables<'_> {
         let route = self.name(&owed.route)?;
         let sink = self.name(&owed.sink)?;
         let times = Times::of(owed, append.now, started);
-        // A leased lane keeps its due time, which is the end of its lease; its settlement makes it
-        // due for what came meanwhile.
-        let (lane, early, leased, due_at, fed): (i64, bool, bool, i64, i64) = self
-            .connection
-            .prepare_cached(
-                "INSERT INTO lane (kind, number, instance, route, sink, due_at, early, fed)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?8, 1)
-                 ON CONFLICT (kind, number, instance, route, sink) DO UPDATE SET
-                   due_at = CASE WHEN leased THEN due_at ELSE min(
-                     coalesce(due_at, 9223372036854775807),
-                     max(not_before, CASE WHEN early AND ?8 THEN ?6 ELSE ?7 END)) END,
-                   early = early AND ?8, fed = fed + 1
-                 RETURNING id, early, leased, due_at, fed",
-            )?
-            .query_row(
-                params![
-                    lane.kind,
-                    lane.number,
-                    lane.instance,
-                    route,
-                    sink,
-                    times.look_at,
-                    times.at_end,
-                    times.goes_early
-                ],
-                |row| {
-                    Ok((
-                        row.get(0)?,
-                        row.get(1)?,
-                        row.get(2)?,
-                        row.get(3)?,
-                        row.get(4)?,
-                    ))
-                },
-            )?;
+        let Entered {
+            lane,
+            early,
+            leased,
+            due_at,
+            fed,
+        } = self.feed(lane, (route, sink), &times)?;
         let release_at = times.release_at(fed == 1, early);
         if early && owed.hold.release == Release::First {
             // A terminal status that came first waits for this one alone.
@@ -167,6 +149,67 @@ impl Tables<'_> {
         self.book(sink, append.received_at).owed += i64::try_from(put).unwrap_or_default();
         let due_at = if leased { release_at } else { due_at };
         Ok((self.text(sink)?, from_nanos(due_at)))
+    }
+
+    /// The lane of a delivery that is about to be put there; makes it if there is none, and notes when
+    /// it is due. Two statements, since an upsert that says what became of the row costs more.
+    fn feed(
+        &self,
+        lane: &LaneColumns<'_>,
+        (route, sink): (i64, i64),
+        times: &Times,
+    ) -> rusqlite::Result<Entered> {
+        let key = params![lane.kind, lane.number, lane.instance, route, sink];
+        let found = self
+            .connection
+            .prepare_cached(
+                "SELECT id, early, leased, due_at, fed, not_before FROM lane
+                 WHERE kind = ?1 AND number = ?2 AND instance = ?3 AND route = ?4 AND sink = ?5",
+            )?
+            .query_row(key, |row| {
+                let early = row.get::<_, bool>(1)? && times.goes_early;
+                let (leased, due_at) = (row.get(2)?, row.get::<_, Option<i64>>(3)?);
+                let own = if early { times.look_at } else { times.at_end };
+                let own = own.max(row.get(5)?);
+                // A leased lane keeps its due time, which is the end of its lease; its settlement
+                // makes it due for what came meanwhile.
+                let due_at = due_at.map_or(own, |due| if leased { due } else { due.min(own) });
+                Ok(Entered {
+                    lane: row.get(0)?,
+                    early,
+                    leased,
+                    due_at,
+                    fed: row.get::<_, i64>(4)?.saturating_add(1),
+                })
+            })
+            .optional()?;
+        if let Some(fed) = found {
+            self.connection
+                .prepare_cached("UPDATE lane SET due_at = ?2, early = ?3, fed = ?4 WHERE id = ?1")?
+                .execute(params![fed.lane, fed.due_at, fed.early, fed.fed])?;
+            return Ok(fed);
+        }
+        self.connection
+            .prepare_cached(
+                "INSERT INTO lane (kind, number, instance, route, sink, due_at, early, fed)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 1)",
+            )?
+            .execute(params![
+                lane.kind,
+                lane.number,
+                lane.instance,
+                route,
+                sink,
+                times.look_at,
+                times.goes_early
+            ])?;
+        Ok(Entered {
+            lane: self.connection.last_insert_rowid(),
+            early: times.goes_early,
+            leased: false,
+            due_at: times.look_at,
+            fed: 1,
+        })
     }
 
     fn insert_event(

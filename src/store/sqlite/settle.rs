@@ -275,12 +275,14 @@ impl Tables<'_> {
         Ok(())
     }
 
-    /// Takes a row out that was there when `fed` were put; what it was.
+    /// Takes a row out that was there when `fed` were put; what it was. Two statements, since
+    /// `RETURNING` makes a table of its own for each row, which costs more than both.
     fn take_out(&self, lane: i64, key: &[u8], fed: i64) -> rusqlite::Result<Option<Gone>> {
-        self.connection
+        let found = self
+            .connection
             .prepare_cached(
-                "DELETE FROM waiting WHERE lane = ?1 AND sort_key = ?2 AND fed <= ?3
-                 RETURNING tries, release_at, alone, resent, instead_of, possible_repeat",
+                "SELECT tries, release_at, alone, resent, instead_of, possible_repeat FROM waiting
+                 WHERE lane = ?1 AND sort_key = ?2 AND fed <= ?3",
             )?
             .query_row(params![lane, key, fed], |row| {
                 Ok(Gone {
@@ -292,12 +294,18 @@ impl Tables<'_> {
                     possible_repeat: row.get(5)?,
                 })
             })
-            .optional()
+            .optional()?;
+        if found.is_some() {
+            self.connection
+                .prepare_cached("DELETE FROM waiting WHERE lane = ?1 AND sort_key = ?2")?
+                .execute(params![lane, key])?;
+        }
+        Ok(found)
     }
 
     /// Makes a row that was taken out wait for the sink `to`, in the same place of the same lane,
-    /// with its marks and tries. The watermark of before its first try stays behind: it was this
-    /// lane's. An event that the other sink was told of already is not told again.
+    /// with its marks and tries. What may be a repeat there is held against the watermark of there.
+    /// An event that the other sink was told of already is not told again.
     fn hand_over(
         &mut self,
         lane: &LaneRow,
@@ -434,8 +442,9 @@ impl Tables<'_> {
         self.connection
             .prepare_cached(
                 "INSERT INTO outcome (event, route, sink, n, at, result, marks, late, answer, took)
-                 SELECT ?1, ?2, ?3, coalesce(max(n), 0) + 1, ?4, ?5, ?6, ?7, ?8, ?9 FROM outcome
-                 WHERE event = ?1 AND route = ?2 AND sink = ?3",
+                 VALUES (?1, ?2, ?3, coalesce((SELECT max(n) FROM outcome
+                     WHERE event = ?1 AND route = ?2 AND sink = ?3), 0) + 1,
+                   ?4, ?5, ?6, ?7, ?8, ?9)",
             )?
             .execute(params![
                 event,
