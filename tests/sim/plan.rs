@@ -99,6 +99,14 @@ impl Plan {
         if rng.bool() {
             acts.push((FAULTS_FOR + Duration::from_secs(1), Act::RetryDead));
         }
+        if processes == 1 && rng.u32(..8) == 0 {
+            // The clock is found far behind at a late start, when all messages are there and the
+            // holds of some are not over: nobody is refused, so nobody sets it right.
+            let far = SignedDuration::from_secs(rng.i64(4000..90_000));
+            let at = FAULTS_FOR.saturating_sub(millis(rng, 2000..8000));
+            acts.push((at, Act::Kill(0, Duration::from_secs(1))));
+            acts.push((at + Duration::from_millis(500), Act::Leap(-far)));
+        }
         Self {
             sinks,
             routes,

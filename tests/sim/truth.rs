@@ -208,7 +208,11 @@ impl Truth {
     ) -> Option<String> {
         let message = notice.event.message_id.clone();
         let name = (notice.route.clone(), sink.to_owned(), message.clone());
-        let was_told = self.copies.iter().any(|copy| copy.name == name);
+        // In place of another sink: whatever that was told counts.
+        let is_same = |it: &Name| {
+            *it == name || (marks.instead_of.is_some() && it.0 == name.0 && it.2 == name.2)
+        };
+        let was_told = self.copies.iter().any(|copy| is_same(&copy.name));
         let is_marked = marks.possible_repeat || marks.resent;
         let has_reason = self.may_have_ended(&name, now)
             || marks.instead_of.is_some()
