@@ -3,11 +3,28 @@
 use tokio_postgres::Error;
 
 use super::lanes::LaneRow;
-use super::settle::One;
 use super::tables::{Tables, each, span};
 use crate::delivery::Outcome;
 use crate::store::rules::columns::{late_nanos, mark_bits, nanos, took_nanos};
-use crate::store::{Ending, Settled};
+use crate::store::{Ending, Lease, Settled};
+
+/// One result that counts, with its lane.
+#[derive(Clone, Copy)]
+pub(super) struct One<'a> {
+    pub(super) lane: &'a LaneRow,
+    pub(super) lease: &'a Lease,
+    pub(super) settled: &'a Settled,
+}
+
+impl<'a> One<'a> {
+    /// What names it in `waiting`.
+    pub(super) fn key(&self) -> Key<'a> {
+        (self.lane.id, self.settled.key.as_bytes())
+    }
+}
+
+/// A lane, and a place in it.
+pub(super) type Key<'a> = (i64, &'a [u8]);
 
 /// One line of a delivery's history.
 pub(super) struct Line<'a> {

@@ -5,8 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use tokio_postgres::{Error, Row};
 
 use super::lanes::{Fed, LaneRow, Targets};
-use super::outcome::Line;
-use super::settle::One;
+use super::outcome::{Line, One};
 use super::tables::{Tables, each, earliest_release};
 use crate::delivery::Outcome;
 use crate::store::Settled;

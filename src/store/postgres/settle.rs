@@ -7,29 +7,13 @@ use tokio_postgres::Error;
 
 use super::elsewhere::Elsewhere;
 use super::lanes::{LaneRow, Targets};
-use super::outcome::Line;
+use super::outcome::{Key, Line, One};
 use super::tables::{Tables, each};
 use crate::store::lanes::Ended;
 use crate::store::rules::columns::{nanos, took_nanos};
 use crate::store::rules::settle::{Kept, Move, that_count};
 use crate::store::rules::step::KIND_OWN;
-use crate::store::{Ending, Lease, Settled, Settlement};
-
-/// One result that counts, with its lane.
-#[derive(Clone, Copy)]
-pub(super) struct One<'a> {
-    pub(super) lane: &'a LaneRow,
-    pub(super) lease: &'a Lease,
-    pub(super) settled: &'a Settled,
-}
-
-impl<'a> One<'a> {
-    fn key(&self) -> Key<'a> {
-        (self.lane.id, self.settled.key.as_bytes())
-    }
-}
-
-type Key<'a> = (i64, &'a [u8]);
+use crate::store::{Ending, Settlement};
 
 /// A row that no longer waits.
 struct Gone {
