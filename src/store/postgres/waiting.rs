@@ -112,9 +112,6 @@ impl Tables<'_, '_> {
                 lane.push(waiting_of(row)?);
             }
         }
-        for lane in found.values_mut() {
-            lane.sort_by(|(one, _), (other, _)| one.key.cmp(&other.key));
-        }
         Ok(found)
     }
 

@@ -123,8 +123,9 @@ pub(in crate::store) struct Batch {
 }
 
 impl Batch {
-    /// Deliveries that each tell of their own event.
-    pub(in crate::store) const fn plain(taken: Taken) -> Self {
+    /// Deliveries that each tell of their own event, in their order, however they were chosen.
+    pub(in crate::store) fn plain(mut taken: Taken) -> Self {
+        taken.sort_by(|(one, _), (other, _)| one.key.cmp(&other.key));
         Self {
             taken,
             digest: None,

@@ -224,7 +224,6 @@ impl Tables<'_> {
                 .query_map(params![due.lane, now, rows(room.deliveries)], raw_waiting)?
                 .collect::<rusqlite::Result<_>>()?;
             taken.extend(self.with_events(in_turn, due, sink, room)?);
-            taken.sort_by(|(one, _), (other, _)| one.key.cmp(&other.key));
         }
         Ok(taken)
     }

@@ -233,7 +233,31 @@ async fn delivery_handed_over_is_not_late_for_itself_after_a_crash(on: On) {
     assert_eq!(is_late.collect::<Vec<_>>(), [(true, false); 2]);
 }
 
+async fn what_goes_alone_goes_in_its_order(on: On) {
+    let store = TestStore::open_on(on).await;
+    let store = store.handle();
+    for number in 1..=3 {
+        let event = event(&format!("m-{number}"), "i-1", "Failed", number);
+        arrives(&*store, event, number).await;
+    }
+    let first = one(lease(&*store, 10).await);
+    let mut all = results(&first, &Outcome::Parked, 10);
+    for (result, second) in all.iter_mut().zip([60, 50, 70]) {
+        let failure = Failure::default();
+        let again_at = at(second);
+        result.ending = Ending::Parked { again_at, failure };
+    }
+    // Nothing goes in turn for long, and what is parked does not wait for that.
+    let settlement = first.lease.settle(all, at(10), Some(at(1000)));
+    store.settle(vec![settlement]).await.unwrap();
+    let there = one(lease(&*store, 100).await);
+    let keys: Vec<_> = there.waiting.iter().map(|it| &it.key).collect();
+    assert_eq!(keys.len(), 3);
+    assert!(keys.is_sorted());
+}
+
 on_both! {
+    what_goes_alone_goes_in_its_order,
     result_that_can_never_be_kept_costs_none_beside_it,
     digest_that_tells_of_a_possible_repeat_is_one,
     delivery_handed_over_is_not_late_for_itself_after_a_crash,
